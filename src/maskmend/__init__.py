@@ -1,0 +1,1 @@
+"""Learn medical image segmentation from flawed masks, and find and mend the flaws."""
