@@ -1,0 +1,1 @@
+"""Prediction: sliding window, uncertainty, and back to the input's own grid."""
