@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -150,24 +151,22 @@ class _Job:
         windows = list(itertools.product(*spans))
         return cls(image, tuple(patch), windows, torch.zeros(classes, *shape), len(windows))
 
-    def cut(self, window: _Window) -> Tensor:
-        """The window's voxels, (C, *patch), zeros where it leaves the image."""
+    def cut(self, window: _Window, out: Tensor) -> None:
+        """Copy the window's voxels into `out` (C, *patch), which is left as it is beyond the image."""
         part = self.image[_inside(window)]
         if isinstance(part, np.ndarray):
-            part = torch.from_numpy(np.array(part, dtype=np.float32))
-        if tuple(part.shape[1:]) == self.patch:
-            return part.float()
-        padded = part.new_zeros((part.shape[0], *self.patch), dtype=torch.float32)
-        padded[_local(window)] = part.float()
-        return padded
+            part = torch.from_numpy(part if part.flags.writeable else part.copy())
+        out[_local(window)].copy_(part)
 
     def add(self, window: _Window, probs: Tensor) -> None:
+        self.left -= 1
+        if len(self.windows) == 1:  # its weight is 1 everywhere
+            self.probs.copy_(probs[_local(window)])
+            return
         weight = window[0].weight
         for span in window[1:]:
             weight = weight[..., None] * span.weight
-        target = self.probs[_inside(window)]
-        target.addcmul_(probs[_local(window)], weight)
-        self.left -= 1
+        self.probs[_inside(window)].addcmul_(probs[_local(window)], weight)
 
 
 def _run(
@@ -176,7 +175,11 @@ def _run(
     flips: list[tuple[int, ...]],
     device: torch.device,
 ) -> None:
-    patches = torch.stack([job.cut(window) for job, window in pending]).to(device)
+    first = pending[0][0]
+    patches = torch.zeros(len(pending), first.image.shape[0], *first.patch)
+    for (job, window), out in zip(pending, patches, strict=True):
+        job.cut(window, out)
+    patches = patches.to(device)
     with torch.inference_mode():
         total: Tensor | None = None
         for axes in flips:
@@ -186,7 +189,7 @@ def _run(
             total = probs if total is None else total + probs
         assert total is not None  # the empty flip is always there
         total = (total / len(flips) if len(flips) > 1 else total).cpu()
-    expected = (len(pending), pending[0][0].probs.shape[0], *pending[0][0].patch)
+    expected = (len(pending), first.probs.shape[0], *first.patch)
     if tuple(total.shape) != expected:
         raise ValueError(f"the predictor gave {tuple(total.shape)} where {expected} was expected")
     for (job, window), probs in zip(pending, total, strict=True):
@@ -204,7 +207,8 @@ def _starts(size: int, patch: int, overlap: float) -> list[int]:
     return [round(i * (size - patch) / (count - 1)) for i in range(count)]
 
 
-def _spans(size: int, patch: int, overlap: float) -> list[_Span]:
+@lru_cache(64)
+def _spans(size: int, patch: int, overlap: float) -> tuple[_Span, ...]:
     starts = _starts(size, patch, overlap)
     places = [(slice(max(s, 0), min(s + patch, size)), s) for s in starts]
     bell = _bell(patch)
@@ -215,7 +219,7 @@ def _spans(size: int, patch: int, overlap: float) -> list[_Span]:
     for inside, start in places:
         local = slice(inside.start - start, inside.stop - start)
         spans.append(_Span(inside, local, (bell[local] / total[inside]).float()))
-    return spans
+    return tuple(spans)
 
 
 def _bell(patch: int) -> Tensor:
