@@ -1,0 +1,118 @@
+"""Configuration text: YAML files and `key=value`, with the line of each key for error messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskmend.errors import UsageError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: `no` is text, `1e-3` a number and 2024-01-01 no date."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes what `Loader` would not read as text."""
+
+
+_SCALARS = {
+    "bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "null": (r"^(?:~|null|Null|NULL|)$", "~nN\0"),
+    "int": (r"^[-+]?[0-9]+$", "-+0123456789"),
+    "float": (
+        r"^[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$",
+        "-+0123456789.",
+    ),
+}
+
+
+def _set_scalars() -> None:
+    for kind in (Loader, Dumper):
+        kind.yaml_implicit_resolvers = {}
+        for tag, (pattern, first) in _SCALARS.items():
+            initials: list[Any] = ["" if letter == "\0" else letter for letter in first]
+            kind.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), initials)
+    # PyYAML alone would read 010 as octal.
+    Loader.add_constructor("tag:yaml.org,2002:int", _whole)
+
+
+def _whole(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_set_scalars()
+
+
+def read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree of a YAML file, and where each dotted key stands as "file:line"."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"cannot read the configuration: {reason}", file) from None
+    try:
+        node = yaml.compose(text, Loader=Loader)
+        places = dict(_places(node, "", file))
+        tree = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        raise UsageError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where) from None
+    if not isinstance(tree or {}, dict):
+        raise UsageError("a configuration is a mapping of sections", file, "e.g.\n  train:\n    steps: 500")
+    return tree or {}, places
+
+
+def _places(node: Any, prefix: str, file: Path) -> Iterator[tuple[str, str]]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        name, place = f"{prefix}{key.value}", f"{file}:{key.start_mark.line + 1}"
+        if name in seen:
+            raise UsageError(f"key {name!r} is given twice", place, "keep one of them")
+        seen.add(name)
+        yield name, place
+        yield from _places(value, f"{name}.", file)
+
+
+def split(text: str) -> tuple[str, Any]:
+    """`key=value` as the dotted key and its YAML value."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key or not all(key.split(".")):
+        raise UsageError(f"expected key=value, got {text!r}", None, "e.g. train.steps=500")
+    try:
+        return key, yaml.load(value, Loader=Loader)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "not a YAML value"
+        raise UsageError(
+            f"cannot read the value {value!r}: {problem}", key, "quote it for the shell"
+        ) from None
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in a nested mapping, in place."""
+    *path, last = key.split(".")
+    for name in path:
+        if not isinstance(tree.get(name), dict):
+            tree[name] = {}
+        tree = tree[name]
+    tree[last] = value
+
+
+def to_yaml(tree: dict[str, Any]) -> str:
+    """A nested mapping as YAML in its own order."""
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def as_text(value: Any) -> str:
+    """A value as one writes it after `key=`."""
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
