@@ -1,0 +1,213 @@
+"""The contract that every way of learning keeps, and the averaged (EMA) network most of them share."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from maskmend.errors import UsageError
+
+
+class _Always(TypedDict):
+    image: Tensor
+    label: Tensor
+    valid: Tensor
+    trusted: Tensor
+    case: list[str]
+    index: Tensor
+
+
+class Batch(_Always, total=False):
+    """What a training step sees; the same keys in 2-D (*S is H, W) and 3-D (*S is D, H, W).
+
+    image: (B, C, *S) float, normalised. label: (B, *S) long, the given class indices.
+    valid: (B, *S) bool, False where the label says "ignore" or the patch leaves the image.
+    trusted: (B,) bool. case: ids. index: (B,) long, the number of each case in the training set.
+    memory: (B, K, *S) float, what the method last remembered of the case, cropped and augmented with it;
+    absent until the first revision.
+    """
+
+    memory: Tensor
+
+
+@dataclass
+class StepOutput:
+    """A scalar loss and the figures worth logging."""
+
+    loss: Tensor
+    logs: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """A rule for learning from labels that may be wrong. It owns its networks; it knows no device, file or loop.
+
+    A subclass takes `make_network` first and its settings as keyword-only arguments; those are the legal
+    `method.*` keys. `training_step` must be pure apart from the loss it returns: state moves in
+    `after_step` and between epochs in `revise` and `after_revision`.
+
+    Whole cases come back between epochs when `wants_revision` says so: the loop calls `observe` on the
+    un-augmented case, hands the result to `revise`, keeps what that returns as the case's memory (an
+    overlay in the run folder; original labels are never touched) and serves it as `batch["memory"]`.
+    """
+
+    family: ClassVar[str] = "other"
+    needs: ClassVar[tuple[str, ...]] = ()
+    source: ClassVar[str] = ""
+    case_state: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("case_state", torch.zeros(0, self.case_features()))
+
+    @staticmethod
+    def case_features() -> int:
+        """How many figures the method keeps per training case in `case_state` (N, features)."""
+        return 0
+
+    def begin(self, cases: int) -> None:
+        """Called once before training with the number of training cases N."""
+        self.case_state = torch.zeros(cases, self.case_features(), device=self.case_state.device)
+
+    def training_step(self, batch: Batch, progress: float) -> StepOutput:
+        """The loss of one batch; `progress` runs from 0 to 1 over training."""
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Called after every optimiser step."""
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Class probabilities (B, K, *S) for images (B, C, *S), deterministic."""
+        raise NotImplementedError
+
+    def wants_revision(self, progress: float) -> bool:
+        """Whether to look at every whole case before the epoch that starts at `progress`."""
+        return False
+
+    def observe(self, image: Tensor) -> Tensor:
+        """One look at whole cases for `revise`, (B, C, *S) to (B, K, *S); may be stochastic."""
+        return self.predict(image)
+
+    def revise(
+        self, index: int, probs: Tensor, label: Tensor, valid: Tensor, memory: Tensor | None, progress: float
+    ) -> Tensor | None:
+        """The new memory of one case, or None to keep none.
+
+        Args:
+            index: number of the case in the training set, for `case_state`.
+            probs: what `observe` gave, (K, *S).
+            label: given class indices (*S).
+            valid: (*S) bool.
+            memory: what was remembered before, (K, *S), or None at the first look.
+            progress: in [0, 1].
+        """
+        return None
+
+    def after_revision(self, progress: float) -> None:
+        """Called when every case was looked at; `case_state` then holds all cases on every process."""
+
+    def noise(self, probs: Tensor, label: Tensor) -> Tensor:
+        """How wrong each voxel's given label looks, in [0, 1].
+
+        Args:
+            probs: (B, K, *S).
+            label: class indices (B, *S).
+        """
+        return 1 - given_class_probability(probs, label)
+
+
+class EmaMethod(Method):
+    """A student network and its running average, which predicts and judges the labels.
+
+    The average changes slowly, so it lags behind the student's memorisation of wrong labels.
+
+    Args:
+        make_network: builds one network from (B, C, *S) to logits (B, K, *S).
+        ema: decay of the average, in [0, 1); the average starts as `1 - 1/(step + 1)`.
+    """
+
+    steps_seen: Tensor
+
+    def __init__(self, make_network: Callable[[], nn.Module], ema: float) -> None:
+        if not 0 <= ema < 1:
+            raise UsageError(f"is {ema}, must lie in [0, 1)", "method.ema")
+        super().__init__()
+        self.ema = ema
+        self.student = make_network()
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.register_buffer("steps_seen", torch.zeros((), dtype=torch.long))
+
+    def train(self, mode: bool = True) -> EmaMethod:
+        """The teacher stays in evaluation mode whatever the student does."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the average towards the student; buffers such as batch-norm statistics are copied."""
+        self.steps_seen += 1
+        decay = min(1 - 1 / (self.steps_seen.item() + 1), self.ema)
+        averaged, current = list(self.teacher.parameters()), list(self.student.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for old, new in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            old.copy_(new)
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Probabilities of the averaged network."""
+        probs: Tensor = self.teacher(image).float().softmax(dim=1)
+        return probs
+
+
+def given_class_probability(probs: Tensor, label: Tensor) -> Tensor:
+    """The probability that `probs` (B, K, *S) gives to the given label (B, *S), as (B, *S)."""
+    return probs.gather(1, label.clamp(0, probs.shape[1] - 1).unsqueeze(1)).squeeze(1)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Entropy of (B, K, *S) over its classes, divided by log K: (B, *S) in [0, 1]."""
+    return (torch.special.entr(probs.clamp(0, 1)).sum(dim=1) / math.log(probs.shape[1])).clamp(0, 1)
+
+
+def ramp(progress: float, start: float, end: float) -> float:
+    """0 before `start`, 1 after `end`, a cosine between."""
+    if progress >= end:
+        return 1.0
+    if progress <= start:
+        return 0.0
+    return 0.5 - 0.5 * math.cos(math.pi * (progress - start) / (end - start))
+
+
+@contextmanager
+def dropout_on(network: nn.Module) -> Iterator[None]:
+    """Dropout draws inside the block although the network is in evaluation mode (Monte Carlo dropout)."""
+    layers = [m for m in network.modules() if isinstance(m, _DropoutNd)]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, before, strict=True):
+            layer.training = mode
+
+
+def within(key: str, value: float, low: float, high: float) -> float:
+    """The value, or a UsageError that names the setting and its range."""
+    if not low <= value <= high:
+        raise UsageError(f"is {value}, must lie in [{low:g}, {high:g}]", f"method.{key}")
+    return value
+
+
+def one_of(key: str, value: str, choices: Mapping[str, object] | tuple[str, ...]) -> str:
+    """The value, or a UsageError that lists the choices."""
+    if value not in choices:
+        raise UsageError(f"is {value!r}, must be one of {', '.join(choices)}", f"method.{key}")
+    return value

@@ -1,0 +1,319 @@
+"""A training run from a data set to a folder, and that folder opened again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from maskmend import methods, networks
+from maskmend.config import Config, dump, load
+from maskmend.data.atomic import atomic_write, write_text
+from maskmend.data.cache import Cache
+from maskmend.data.case import Case, Dataset
+from maskmend.data.check import check
+from maskmend.data.dataset import split
+from maskmend.data.fingerprint import Fingerprint, fingerprint
+from maskmend.data.plan import Plan, make_plan
+from maskmend.errors import UsageError
+from maskmend.methods.base import Method
+from maskmend.progress import message, track
+from maskmend.train import checkpoint, engine, lock
+from maskmend.train.loop import Job, fit
+
+FORMAT = "maskmend 1"
+MODEL, PLAN, CONFIG, FACTS, FINGERPRINT = "model.safetensors", "plan.json", "config.yaml", "run.json", "fingerprint.json"
+CHANGEABLE = (
+    "train.steps", "train.workers", "train.threads", "train.checkpoint_every", "train.picture_every",
+    "train.tensorboard", "device", "predict", "evaluate", "data.cache",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted run folder."""
+
+    folder: Path
+    config: Config
+    plan: Plan
+    facts: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """Read a run folder.
+
+        Raises:
+            UsageError: not a run folder, no model in it yet, or one from a newer maskmend.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file() or not (folder / PLAN).is_file():
+            raise UsageError("not a run folder (no config.yaml and plan.json)", folder, "give the -o of `maskmend train`")
+        facts = json.loads((folder / FACTS).read_text())
+        if facts.get("format") != FORMAT:
+            raise UsageError(f"has format {facts.get('format')!r}, this is {FORMAT!r}", folder, "update maskmend")
+        plan = Plan.model_validate_json((folder / PLAN).read_text())
+        return cls(folder, load(folder / CONFIG, []), plan, facts)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class name to file value, in class order."""
+        return self.plan.classes
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the training data looked like."""
+        return Fingerprint.model_validate_json((self.folder / FINGERPRINT).read_text())
+
+    def method(self) -> Method:
+        """The trained method, in evaluation mode on the CPU. Only safetensors are read, never a pickle."""
+        path = self.folder / MODEL
+        if not path.is_file():
+            raise UsageError("holds no model yet", self.folder, "finish it with `maskmend train ... --resume`")
+        try:
+            weights = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                kind = (file.metadata() or {}).get("format")
+        except (SafetensorError, OSError) as fault:
+            raise UsageError(f"not a safetensors file ({fault}); nothing else is read", path) from fault
+        if kind != FORMAT:
+            raise UsageError(f"is a model of another program or version ({kind!r})", path, "safetensors of maskmend only")
+        method = build_method(self.config, self.plan)
+        method.begin(len(weights["case_state"]))
+        method.load_state_dict(weights)
+        return method.eval()
+
+
+def train(
+    dataset: Path | str | Dataset,
+    out: Path | str,
+    config: Config | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: Sequence[str] | None = None,
+) -> Run:
+    """Train on a data set and write a run folder.
+
+    Args:
+        dataset: a folder in any known layout, a CSV manifest, or cases found before.
+        out: the run folder; made if missing.
+        config: None: the defaults, or on resume what the run was started with.
+        resume: continue from the newest state. A finished run is done; a larger `train.steps` continues it.
+        overwrite: delete what is in `out` first.
+        command: recorded in run.json; the process's own command line when None.
+
+    Returns:
+        The run, with a model that `predict` can use.
+
+    Raises:
+        UsageError: `out` is in use or holds a run; resume with a changed configuration or data.
+        DataError: the data set has faults (all of them listed), or the loss became NaN.
+        Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    out = Path(out)
+    config = config or (load(out / CONFIG, []) if resume and (out / CONFIG).exists() else Config())
+    method_class = methods.load(config.method.name)
+    methods.check_settings(method_class, method_settings(config))
+    _claim(out, resume, overwrite)
+    with lock.locked(out):
+        return _train_locked(dataset, out, config, resume, list(command or sys.argv))
+
+
+def build_method(config: Config, plan: Plan) -> Method:
+    """The method with networks of the plan's shape, freshly initialised from the current torch seed."""
+    make_network = partial(
+        networks.build,
+        config.network.name,
+        ndim=plan.ndim,
+        in_channels=plan.in_channels,
+        classes=plan.num_classes,
+        patch=plan.patch,
+        depth=plan.depth,
+        options=config.network.options,
+    )
+    given: Any = method_settings(config)
+    try:
+        return methods.load(config.method.name)(make_network, **given)  # type: ignore[arg-type]
+    except TypeError as fault:
+        raise UsageError(str(fault), "method", f"given: {given}") from fault
+
+
+def method_settings(config: Config) -> dict[str, Any]:
+    """The `method.*` keys other than its name."""
+    return dict(config.method.model_extra or {})
+
+
+def _train_locked(source: Path | str | Dataset, out: Path, config: Config, resume: bool, command: list[str]) -> Run:
+    began = time.monotonic()
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    engine.announce(config.device)
+    result = check(source, data=config.data, quick=True)
+    result.raise_errors()
+    for finding in result.warnings[:5]:
+        message(f"warning: {finding.line()}")
+    dataset = result.dataset
+    assert dataset is not None
+    cases, held_out = _divide(dataset, config)
+    plan, facts = _planned(dataset, cases, out, config, resume)
+    cache_folder = config.data.cache or out / "cache"
+    cache = Cache.open(cases, plan, cache_folder, progress=partial(track, description="preparing"))
+    held = Cache.open(held_out, plan, cache_folder) if held_out else None
+    run_facts = _facts(config, cache, command, len(cases), len(held_out))
+    if resume and _refuse_changes(out, config, run_facts):
+        return Run.open(out)
+    write_text(out / CONFIG, dump(config))
+    _write_json(out / FACTS, run_facts | {"status": "running"})
+    job = Job(
+        folder=out,
+        config=config,
+        plan=plan,
+        cache=cache,
+        trusted=tuple(case.trusted for case in cases),
+        make_method=partial(build_method, config, plan),
+        held_out=held,
+        picture=partial(_picture, out, cache),
+    )
+    engine.launch(fit, job, device=config.device, precision=config.train.precision, processes=config.train.processes)
+    _export(out, config, plan)
+    _write_json(out / FACTS, run_facts | {"status": "finished", "seconds": round(time.monotonic() - began, 1)})
+    if config.data.cache is None:
+        shutil.rmtree(out / "cache", ignore_errors=True)
+    return Run.open(out)
+
+
+def _claim(out: Path, resume: bool, overwrite: bool) -> None:
+    if overwrite and out.exists():
+        if any(out.iterdir()) and not (out / CONFIG).exists():
+            raise UsageError("holds files that are not a run; not deleting them", out, "use another folder")
+        with lock.locked(out):
+            for path in out.iterdir():
+                if path.name != lock.NAME:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    taken = (out / FACTS).exists()
+    if taken and not resume:
+        raise UsageError("holds a run already", out, "add --resume to continue it or --overwrite to start again")
+    if resume and not taken:
+        raise UsageError("holds no run to resume", out, "leave out --resume to start one")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _divide(dataset: Dataset, config: Config) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Training and held-out cases. "trusted" holds out the trusted cases only."""
+    cases = dataset.train
+    if config.data.rater:
+        cases = tuple(_with_rater(case, config.data.rater) for case in cases)
+    if config.train.validation == "none":
+        return cases, ()
+    if config.train.validation == "trusted":
+        held = tuple(case for case in cases if case.trusted)
+        if not held or len(held) == len(cases):
+            fact = f"{len(held)} of {len(cases)} cases are trusted"
+            raise UsageError(fact, "train.validation", 'list some of them under "trusted" in maskmend.json')
+        return tuple(case for case in cases if not case.trusted), held
+    training, held = split(cases, config.train.validation_fraction, config.train.seed)
+    return tuple(training), tuple(held)
+
+
+def _with_rater(case: Case, rater: str) -> Case:
+    from dataclasses import replace
+
+    if rater not in case.raters:
+        raise UsageError(f"case {case.id} has no rater {rater!r}", "data.rater", f"it has: {', '.join(case.raters)}")
+    return replace(case, label=case.raters[rater])
+
+
+def _planned(
+    dataset: Dataset, cases: tuple[Case, ...], out: Path, config: Config, resume: bool
+) -> tuple[Plan, Fingerprint]:
+    from dataclasses import replace
+
+    if resume and (out / PLAN).exists():
+        return Plan.model_validate_json((out / PLAN).read_text()), Run.open(out).fingerprint
+    facts = fingerprint(replace(dataset, cases=cases))
+    plan = make_plan(dataset, facts, config)
+    step = networks.divisor(config.network.name, plan.depth)
+    plan = plan.model_copy(update={"patch": tuple(-(-n // step) * step for n in plan.patch)})
+    write_text(out / FINGERPRINT, facts.model_dump_json(indent=1))
+    write_text(out / PLAN, plan.model_dump_json(indent=1))
+    return plan, facts
+
+
+def _facts(config: Config, cache: Cache, command: list[str], cases: int, held_out: int) -> dict[str, Any]:
+    shown = [Path(command[0]).name, *command[1:]] if command else []
+    return {
+        "format": FORMAT,
+        "maskmend": version("maskmend"),
+        "command": shown,
+        "data": hashlib.blake2b(json.dumps(cache.keys).encode(), digest_size=16).hexdigest(),
+        "cases": cases,
+        "held_out": held_out,
+        "seed": config.train.seed,
+        "device": engine.choose_device(config.device),
+        "processes": config.train.processes,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "monai": version("monai"),
+    }
+
+
+def _refuse_changes(out: Path, config: Config, facts: dict[str, Any]) -> bool:
+    """Refuse a resume that would not be the same run; True when there is nothing left to do."""
+    before = Run.open(out)
+    old, new = _flat(before.config.model_dump()), _flat(config.model_dump())
+    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and not k.startswith(CHANGEABLE)]
+    if changed:
+        shown = "; ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed[:5])
+        raise UsageError(f"the configuration changed: {shown}", out, f"these may change: {', '.join(CHANGEABLE)}")
+    for key in ("data", "maskmend", "processes"):
+        if before.facts[key] != facts[key]:
+            fact = f"{key} changed since this run was started: {before.facts[key]} -> {facts[key]}"
+            raise UsageError(fact, out, "start a new run in another folder")
+    done = before.facts["status"] == "finished" and before.config.train.steps >= config.train.steps
+    if done:
+        message(f"already finished at step {before.config.train.steps}; a larger train.steps= continues it")
+    return done
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= inner
+    return flat
+
+
+def _export(out: Path, config: Config, plan: Plan) -> None:
+    """The model that predicts: the selected weights if there was a selection, else those of the last step."""
+    state = checkpoint.load(out)
+    assert state is not None
+    weights = (state["validation"] or {}).get("weights") or state["method"]
+    meta = {"format": FORMAT, "method": config.method.name, "network": config.network.name, "step": str(state["step"])}
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    atomic_write(out / MODEL, lambda path: save_file(tensors, path, metadata=meta))
+
+
+def _picture(out: Path, cache: Cache, method: Method, memory: Any, step: int) -> None:
+    """The training cases whose labels look most wrong now: image, given label, pseudo label, noise map."""
+    from maskmend.train.picture import training_picture
+
+    path = out / "pictures" / f"step-{step:06d}.png"
+    atomic_write(path, lambda temporary: temporary.write_bytes(training_picture(method, cache, memory)) and None)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
