@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -89,8 +89,9 @@ def predict_many(
                 tick(len(pending))
             pending.clear()
 
-    for image in images:
-        job = _Job.of(image, classes, patch, overlap)
+    # `map` and `del` keep no name on a finished image or result: those of a large volume must be gone before
+    # the next one is read.
+    for job in map(partial(_Job.of, classes=classes, patch=patch, overlap=overlap), images):
         queue.append(job)
         for window in job.windows:
             pending.append((job, window))
@@ -98,6 +99,7 @@ def predict_many(
                 flush()
         if len(job.windows) >= batch:
             flush()
+        del job
         while queue and queue[0].left == 0:
             yield queue.popleft().probs
     flush()
