@@ -49,7 +49,7 @@ def check_fit(cases: Sequence[Case], plan: Plan, *, max_voxels: int = MAX_VOXELS
 
     Raises:
         UsageError: dimensions or channels differ; the first case and the number of others are named.
-        DataError, ResourceError: a header is damaged or claims too much.
+        ResourceError: a header claims too much. A damaged file is left for its own turn.
     """
     wrong = [(case, fact) for case in cases if (fact := _mismatch(case, plan, max_voxels))]
     if wrong:
@@ -62,10 +62,13 @@ def check_fit(cases: Sequence[Case], plan: Plan, *, max_voxels: int = MAX_VOXELS
 
 def _mismatch(case: Case, plan: Plan, max_voxels: int) -> str | None:
     channels = plan.in_channels if len(case.images) == 1 else None
-    headers: list[Header] = [
-        read_header(path, max_voxels=max_voxels, channels=channels, spacing_mm=plan.input_spacing_mm)
-        for path in case.images
-    ]
+    try:
+        headers: list[Header] = [
+            read_header(path, max_voxels=max_voxels, channels=channels, spacing_mm=plan.input_spacing_mm)
+            for path in case.images
+        ]
+    except DataError:
+        return None
     ndim, count = len(headers[0].shape), sum(header.channels for header in headers)
     if ndim != plan.ndim:
         return f"the image is {ndim}-D, the run was trained on {plan.ndim}-D images"

@@ -6,6 +6,7 @@ it stopped and results of two models or of two images of one name are never mixe
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -197,16 +198,26 @@ def _write_probs(path: Path, probs: np.ndarray, geometry: Geometry) -> None:
     if path.suffix == ".npz":
         atomic_write(path, lambda temporary: np.savez_compressed(temporary, probs=probs))
         return
+    atomic_write(path, lambda temporary: _write_nifti(temporary, probs, geometry))
+
+
+def _write_nifti(path: Path, probs: np.ndarray, geometry: Geometry) -> None:
+    """One class after the other, as the file wants them: the whole is never there as float32."""
     import nibabel
 
     nifti: Any = nibabel
     affine = geometry.affine
     if affine is None:
-        affine = np.diag([*geometry.spacing_mm[::-1], 1.0, 1.0][: geometry.ndim] + [1.0] * (4 - geometry.ndim))
-    voxels = probs if geometry.ndim == 3 else probs[:, None]
-    image = nifti.Nifti1Image(voxels.T, affine, dtype=np.float32)  # converted slice by slice when written
+        affine = np.eye(4)
+        np.fill_diagonal(affine[: geometry.ndim, : geometry.ndim], geometry.spacing_mm[::-1])
+    shape = (*geometry.shape[::-1], 1, 1)[:3]
+    image = nifti.Nifti1Image(np.broadcast_to(np.float32(0), (*shape, len(probs))), affine)
     image.header.set_xyzt_units("mm")
-    atomic_write(path, image.to_filename)
+    image.header["vox_offset"] = 352
+    with path.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as stream:
+        stream.write(image.header.binaryblock + b"\0\0\0\0")
+        for one in probs:
+            stream.write(np.ascontiguousarray(one, dtype="<f4").data)
 
 
 def _write_uncertainty(path: Path, uncertainty: np.ndarray, geometry: Geometry) -> None:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """What prediction needs of a run; `maskmend.train.run.Run` is one."""
 
-    folder: Path
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
 
     @property
     def plan(self) -> Plan:
@@ -142,6 +144,8 @@ class _Prediction:
             except torch.cuda.OutOfMemoryError as fault:
                 remedy = "use predict.batch=1 or device=cpu"
                 raise ResourceError("the GPU's memory does not suffice", self.device, remedy) from fault
+        if len(self.failed) == len(self.cases) == 1:
+            raise self.failed[0]
         if self.failed:
             listed = "\n".join(str(error) for error in self.failed[:10])
             fact = f"{len(self.failed)} of {len(self.cases)} cases were not predicted; the others are written"
