@@ -266,6 +266,7 @@ def _fingerprint() -> Fingerprint:
     [
         ((0, 1), "in training in -1000 to 1500"),
         ((5000, 9000), "5000"),
+        ((-1000, 4000), "in training in -1000 to 1500"),
         ((-1000, 1000), None),
         ((3, 3), "every voxel"),
     ],
