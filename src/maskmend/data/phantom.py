@@ -76,7 +76,7 @@ def make_phantom(
         The folder.
     """
     size, out = _shape(ndim, shape), Path(out)
-    counts = [default if given is None else given for given, default in zip((train, test), COUNTS[ndim], strict=True)]
+    counts = [COUNTS[ndim][i] if given is None else given for i, given in enumerate((train, test))]
     for folder in ("images", "labels"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     geometry = _geometry(size)
@@ -156,7 +156,7 @@ def _signal(rng: np.random.Generator, body: np.ndarray, label: np.ndarray) -> np
     tissue = rng.uniform(0.3, 0.4)
     organ = tissue + rng.uniform(0.16, 0.26)
     core = organ + rng.uniform(0.15, 0.25)
-    clear = body & ~ndimage.binary_dilation(label > 0, iterations=3)  # a rim of tissue, else no one could tell
+    clear = body & ~ndimage.binary_dilation(label > 0, iterations=3)  # else no one could tell
     signal = np.where(body, tissue, 0.04) + 0.03 * _smooth(rng, size, nodes=12) * body
     for _ in range(rng.integers(2, 5)):
         centre = rng.uniform(-0.7, 0.7, len(size))
@@ -180,7 +180,7 @@ def _acquire(rng: np.random.Generator, signal: np.ndarray) -> np.ndarray:
 
 
 def _smooth(rng: np.random.Generator, size: tuple[int, ...], *, nodes: int) -> np.ndarray:
-    """A smooth random field (*S) of mean 0 and deviation 1: `nodes` random heights per axis, spline between."""
+    """A smooth random field (*S), mean 0, deviation 1: `nodes` random heights per axis, spline between."""
     field = rng.standard_normal([min(nodes, n) for n in size])
     for axis, n in enumerate(size):  # the spline is separable: one small matrix per axis
         field = np.moveaxis(np.tensordot(_spline(field.shape[axis], n), field, (1, axis)), 0, axis)

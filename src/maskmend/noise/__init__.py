@@ -1,0 +1,1 @@
+"""Simulate flawed labels: every flaw is seeded, in millimetres, and recorded."""

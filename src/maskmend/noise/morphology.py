@@ -89,3 +89,32 @@ def grow_all(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: float) -
         return label.copy()
     distance, nearest = ndimage.distance_transform_edt(~inside, sampling=spacing_mm, return_indices=True)
     return np.where(distance <= radius_mm + _TOLERANCE, label[tuple(nearest)], label)
+
+
+def shrink_all(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: float) -> np.ndarray:
+    """Erode the union of all classes towards the background; borders between classes stay."""
+    if radius_mm <= 0:
+        return label.copy()
+    eaten = distance_mm(label == 0, spacing_mm) <= radius_mm + _TOLERANCE
+    return np.where(eaten, np.zeros((), label.dtype), label)
+
+
+def grow_layers(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: float) -> np.ndarray:
+    """Dilate ordered classes: each grows over the background and every lower class."""
+    grown = label.copy()
+    for value in _classes(label):
+        grown[distance_mm(label >= value, spacing_mm) <= radius_mm + _TOLERANCE] = value
+    return grown
+
+
+def shrink_layers(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: float) -> np.ndarray:
+    """Erode ordered classes: each shrinks where it borders on anything lower, which gets what it loses."""
+    shrunk = np.zeros_like(label)
+    for value in _classes(label):
+        depth = distance_mm(label < value, spacing_mm)
+        shrunk[(label >= value) & (depth > radius_mm + _TOLERANCE)] = value
+    return shrunk
+
+
+def _classes(label: np.ndarray) -> list[int]:
+    return [int(value) for value in np.unique(label) if value > 0]
