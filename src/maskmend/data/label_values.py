@@ -1,0 +1,109 @@
+"""What the values in label files mean: classes, or the trace of a wrong export."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from maskmend.data.findings import Finding
+
+_MANY = 16  # more undeclared values than this in one file are an export fault, not classes
+_LISTED = 8
+
+
+def count_values(label: np.ndarray) -> dict[int, int]:
+    """File value to voxel count of an integer label (*S)."""
+    flat = label.ravel()
+    low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
+    if low >= 0 and high < 1 << 16:
+        counts = np.bincount(flat)
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, counts = np.unique(flat, return_counts=True)
+    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+
+
+def judge_values(counts: Mapping[int, int], labels: Mapping[str, int], ignore: int | None) -> Finding | None:
+    """The fault in one label file's values, if any; the caller adds case and file.
+
+    Args:
+        counts: file value to voxel count.
+        labels: the declared classes, empty when they are not known.
+        ignore: the value that means "not annotated".
+    """
+    known = {*labels.values(), ignore}
+    strange = {value: count for value, count in counts.items() if value not in known}
+    if not strange:
+        return None
+    if len(strange) > _MANY and _looks_interpolated(counts):
+        text = f"{len(counts)} values: saved as JPEG or resized with interpolation?"
+        remedy = "export the label again as PNG or NIfTI; resize labels with nearest neighbour only"
+        return Finding(None, "error", 19, text, remedy)
+    if min(strange) < 0:
+        return Finding(
+            None,
+            "error",
+            20,
+            f"negative label values: {_listing(strange)}",
+            "store labels as integers from 0; a negative value would wrap around to another class",
+        )
+    if labels:
+        return _undeclared(strange, labels)
+    return None
+
+
+def judge_binary(all_counts: Sequence[Mapping[int, int]]) -> Finding | None:
+    """The 0/255 fault of a whole data set with undeclared classes: what 255 means is not guessed."""
+    files = [counts for counts in all_counts if 255 in counts]
+    values = set().union(*all_counts) if all_counts else set()
+    if not files or values - {0, 255}:
+        return None
+    return Finding(
+        None,
+        "error",
+        18,
+        f"{len(files)} of {len(all_counts)} labels hold the values 0 and 255",
+        "say what 255 means: data.labels={background: 0, foreground: 255} (or data.ignore=255)",
+    )
+
+
+def infer_classes(all_counts: Sequence[Mapping[int, int]], ignore: int | None) -> dict[str, int]:
+    """Class names for the values that occur: background is 0, others are called by their value."""
+    values = sorted({value for counts in all_counts for value in counts if value > 0 and value != ignore})
+    return {"background": 0} | {f"class_{value}": value for value in values}
+
+
+def _undeclared(strange: Mapping[int, int], labels: Mapping[str, int]) -> Finding:
+    if set(strange) == {255} and set(labels.values()) <= {0, 1}:
+        return Finding(
+            None,
+            "error",
+            18,
+            f"holds 255 ({strange[255]} voxels), declared are {_pairs(labels)}",
+            "if 255 is the foreground: data.labels={background: 0, foreground: 255}",
+        )
+    mapping = _pairs({**labels, **{f"class_{value}": value for value in sorted(strange)[:_LISTED]}})
+    return Finding(
+        None,
+        "error",
+        17,
+        f"values outside the declared classes: {_listing(strange)}; declared are {_pairs(labels)}",
+        f"declare them: data.labels={mapping}",
+    )
+
+
+def _looks_interpolated(counts: Mapping[int, int]) -> bool:
+    """Interpolation leaves few voxels on many values; organs number their classes but fill them."""
+    ranked = Counter(counts).most_common()
+    rest = sum(count for _, count in ranked[4:])
+    return rest < 0.5 * sum(counts.values())
+
+
+def _listing(counts: Mapping[int, int]) -> str:
+    shown = [f"{value} ({counts[value]} voxels)" for value in sorted(counts)[:_LISTED]]
+    return ", ".join(shown) + (f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else "")
+
+
+def _pairs(labels: Mapping[str, int]) -> str:
+    return "{" + ", ".join(f"{name}: {value}" for name, value in labels.items()) + "}"
