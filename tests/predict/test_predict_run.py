@@ -167,8 +167,30 @@ def test_channels_in_files_of_their_own(tmp_path: Path) -> None:
         assert path.name == "a.png"
         np.testing.assert_array_equal(np.asarray(Image.open(path)) > 0, arrays[0] > CUT)
     (tmp_path / "in" / "a_0001.png").unlink()
-    with pytest.raises(DataError, match="a_0001 is missing"):
+    with pytest.raises(DataError, match=r"a_0001\.png is missing"):
+        predict(run, tmp_path / "in" / "a_0000.png", tmp_path / "out2")
+    with pytest.raises(UsageError, match=r"1 channel\(s\), the run was trained on 2"):
         predict(run, tmp_path / "in", tmp_path / "out2")
+
+
+@pytest.mark.parametrize("layout", ["images", "imagesTs", "imagesTs alone"])
+def test_data_sets(tmp_path: Path, layout: str) -> None:
+    data, suffix = tmp_path / "data", "" if layout == "images" else "_0000"
+    folder = data / layout.split()[0]
+    for name in ("a", "b"):
+        write_png(folder / f"{name}{suffix}.png", np.full((9, 9), 150, np.uint8))
+    if layout == "imagesTs":
+        write_png(data / "imagesTr" / "t_0000.png", np.zeros((9, 9), np.uint8))
+        write_png(data / "labelsTr" / "t.png", np.zeros((9, 9), np.uint8))
+        content = {
+            "channel_names": {"0": "US"},
+            "labels": {"background": 0, "organ": 1},
+            "file_ending": ".png",
+        }
+        (data / "dataset.json").write_text(json.dumps({**content, "numTraining": 1}))
+    source = folder if "alone" in layout else data
+    paths = predict(analytic(tmp_path / "run", 2), source, tmp_path / "out")
+    assert [p.name for p in paths] == ["a.png", "b.png"]
 
 
 def test_model_and_data_disagree(tmp_path: Path) -> None:
@@ -247,7 +269,7 @@ def test_a_broken_file_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         predict(analytic(tmp_path / "run", 2), tmp_path / "nowhere", tmp_path / "out")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskmend.data.case import Case
+from maskmend.data.dataset import find_cases
 from maskmend.data.formats import MAX_VOXELS, Header
 from maskmend.data.images import read_header, stem_of, suffix_of
 from maskmend.data.plan import Plan
@@ -27,21 +28,15 @@ def find_inputs(path: Path, plan: Plan) -> list[Case]:
         UsageError: nothing there. DataError: a channel file is missing, or two files would get one name.
     """
     path = Path(path)
-    if not path.exists():
-        remedy = "give an image, a folder of images or a data set"
-        raise UsageError(f"no such file or folder ({path.absolute()})", path, remedy)
-    if path.is_file() and path.suffix.lower() != ".csv":
-        cases = _grouped(_with_siblings(path, plan.in_channels), plan.in_channels)
-    elif path.is_dir() and _is_dicom(path):
-        cases = [Case(path.name, (path,))]
-    elif path.is_dir() and (files := _images_in(path)):
-        cases = _grouped(files, plan.in_channels)
-    elif path.is_dir() and (series := [p for p in sorted(path.iterdir()) if p.is_dir() and _is_dicom(p)]):
-        cases = [Case(p.name, (p,)) for p in series]
-    else:
-        cases = _from_dataset(path, plan)
-    _refuse_clashes(cases, path)
-    return sorted(cases, key=lambda case: case.id)
+    if path.is_file() and suffix_of(path):
+        return [_one_file(path, plan.in_channels)]
+    names = [channel.name for channel in plan.channels]
+    dataset = find_cases(path, channels=names, need_labels=False)
+    cases = sorted(dataset.test or dataset.cases, key=lambda case: case.id)
+    for case in cases:
+        if Path(case.id).name != case.id or case.id.startswith("."):
+            raise DataError(f"the case id {case.id!r} cannot be a file name", path)
+    return cases
 
 
 def check_fit(cases: Sequence[Case], plan: Plan, *, max_voxels: int = MAX_VOXELS) -> None:
@@ -77,56 +72,13 @@ def _mismatch(case: Case, plan: Plan, max_voxels: int) -> str | None:
     return None
 
 
-def _images_in(folder: Path) -> list[Path]:
-    if (folder / "dataset.json").exists():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_file() and suffix_of(p) and not p.name.startswith("."))
-
-
-def _is_dicom(folder: Path) -> bool:
-    from maskmend.data import dicom
-
-    return dicom.is_series(folder)
-
-
-def _with_siblings(path: Path, channels: int) -> list[Path]:
+def _one_file(path: Path, channels: int) -> Case:
+    """`a_0000.png` stands for all channel files of `a` beside it."""
     match = _CHANNEL.fullmatch(stem_of(path))
-    if channels == 1 or not match:
-        return [path]
-    names = (f"{match[1]}_{n:04d}{path.name[len(stem_of(path)) :]}" for n in range(channels))
-    return sorted({path, *(p for name in names if (p := path.with_name(name)).exists())})
-
-
-def _grouped(files: Sequence[Path], channels: int) -> list[Case]:
-    """One case per file, unless every name ends in a channel number that the run has."""
-    matches = [_CHANNEL.fullmatch(stem_of(path)) for path in files]
-    if not all(match and int(match[2]) < channels for match in matches):
-        return [Case(stem_of(path), (path,)) for path in files]
-    groups: dict[str, dict[int, Path]] = {}
-    for path, match in zip(files, matches, strict=True):
-        assert match is not None
-        groups.setdefault(match[1], {})[int(match[2])] = path
-    for name, found in groups.items():
-        if missing := [f"{name}_{n:04d}" for n in range(channels) if n not in found]:
-            raise DataError(
-                f"channel file {missing[0]} is missing", name, f"the run takes {channels} channels"
-            )
-    return [Case(name, tuple(found[n] for n in range(channels))) for name, found in groups.items()]
-
-
-def _from_dataset(path: Path, plan: Plan) -> list[Case]:
-    from maskmend.data.dataset import find_cases
-
-    dataset = find_cases(path, channels=[channel.name for channel in plan.channels], need_labels=False)
-    return list(dataset.test or dataset.cases)
-
-
-def _refuse_clashes(cases: Sequence[Case], path: Path) -> None:
-    seen: dict[str, Case] = {}
-    for case in cases:
-        if Path(case.id).name != case.id or case.id.startswith("."):
-            raise DataError(f"the case id {case.id!r} cannot be a file name", path)
-        other = seen.setdefault(case.id.lower(), case)
-        if other is not case:
-            fact = f"{other.images[0].name} and {case.images[0].name} would get one output file"
-            raise DataError(fact, path, "rename one of them")
+    if not match or int(match[2]) >= channels:
+        return Case(stem_of(path), (path,))
+    suffix = path.name[len(stem_of(path)) :]
+    files = tuple(path.with_name(f"{match[1]}_{number:04d}{suffix}") for number in range(channels))
+    if missing := [file.name for file in files if not file.exists()]:
+        raise DataError(f"the channel file {missing[0]} is missing", match[1], f"the run takes {channels}")
+    return Case(match[1], files)
