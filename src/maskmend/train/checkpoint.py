@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from maskmend.data.images import atomic_write
+from maskmend.data.atomic import atomic_write
 from maskmend.errors import DataError
 from maskmend.progress import message
 

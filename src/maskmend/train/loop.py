@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from maskmend.config import Config
 from maskmend.data.augment import Choice, apply, choose
 from maskmend.data.cache import Cache
 from maskmend.data.plan import Plan
-from maskmend.data.sampling import collate, draw
+from maskmend.data.sampling import collate, draw, generator
 from maskmend.errors import DataError, Interrupted
 from maskmend.methods.base import Batch, Method, ramp
 from maskmend.progress import bar
@@ -44,7 +43,6 @@ class Job:
     config: Config
     plan: Plan
     cache: Cache
-    trusted: tuple[bool, ...]
     make_method: Callable[[], Method]
     held_out: Cache | None = None
     picture: Callable[[Method, Memory, int], None] | None = None
@@ -73,9 +71,9 @@ def fit(fabric: Fabric, job: Job) -> None:
         optimizer.load_state_dict(state["optimizer"])
         memory.switch(state["memory"])
         step = state["step"]
-    Run = _Training(fabric, job, method, wrapped, optimizer, memory, step)
-    Run.validation.restore(state)
-    Run.go()
+    training = _Training(fabric, job, method, wrapped, optimizer, memory, step)
+    training.restore(state)
+    training.go()
 
 
 class _Training:
@@ -92,9 +90,14 @@ class _Training:
         self.validation = Validation(job, fabric)
         self.stop_requested = False
 
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Take over what is not in the networks: the best weights so far, the unfinished line of figures."""
+        self.validation.restore(state)
+        self.metrics.restore(state["metrics"] if state else None)
+
     def go(self) -> None:
         self.method.train()
-        with _signals(self._request_stop), self._bar() as shown:
+        with _signals(self._request_stop), bar("training", self.train.steps, start=self.step) as shown:
             while self.step < self.train.steps:
                 for batch in self._until_next_epoch():
                     self._one_step(batch)
@@ -156,12 +159,8 @@ class _Training:
         torch.manual_seed(_seed(self.train.seed, self.step, self.fabric.global_rank) ^ 0x5EED)
         revise_all(self.fabric, self.method, self.job, self.memory, self.step, self.step / self.train.steps)
         if self.fabric.global_rank == 0:
-            self.memory.drop(keep=self.saved_versions())
+            self.memory.drop(keep=checkpoint.memories_in_use(self.job.folder))
         self.method.train()
-
-    def saved_versions(self) -> set[int]:
-        """Memory versions that a stored state still needs."""
-        return checkpoint.memories_in_use(self.job.folder)
 
     def _batches(self, steps: range) -> Iterator[Batch]:
         stream = Stream(self.job, self.memory, self.fabric.global_rank, self.fabric.world_size)
@@ -182,6 +181,7 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "memory": self.memory.version,
             "validation": self.validation.state(),
+            "metrics": self.metrics.pending(),
         }
 
     def _refuse_non_finite(self, loss: float, cases: list[str]) -> None:
@@ -191,11 +191,6 @@ class _Training:
 
     def _request_stop(self) -> None:
         self.stop_requested = True
-
-    @contextmanager
-    def _bar(self) -> Iterator[Any]:
-        with bar("training", self.train.steps, start=self.step) as shown:
-            yield shown
 
 
 class Stream(Dataset[tuple[Batch, list[Choice]]]):
@@ -219,11 +214,9 @@ class Stream(Dataset[tuple[Batch, list[Choice]]]):
                 memory=self.memory,
             )
             samples.append(sample)
-            rng = np.random.Generator(np.random.Philox(key=[train.seed & 0xFFFFFFFFFFFFFFFF, number]))
-            choices.append(choose(rng, plan.ndim, train.augment, plan.flips))
-        batch = collate(samples)
-        batch["trusted"] = torch.tensor([self.job.trusted[i] for i in batch["index"].tolist()])
-        return batch, choices
+            rng = generator(train.seed, epoch, index, "augment")
+            choices.append(choose(rng, plan.ndim, train.augment, plan.flips, voxel_mm=plan.spacing_mm))
+        return collate(samples), choices
 
 
 def schedule(progress: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from maskmend.data.images import atomic_write
+from maskmend.data.atomic import write_text
 
 NAME = "metrics.jsonl"
 
@@ -30,7 +30,6 @@ class MetricsFile:
         self._count = 0
         self._board = _board(folder) if tensorboard and enabled else None
         self._lines = [line for line in _read(self.path) if line["step"] <= step] if enabled else []
-        self._restore_sums(step)
 
     def add(self, step: int, loss: float, logs: dict[str, Tensor | float], *, write: bool) -> None:
         """Take in one step; `write` ends the line."""
@@ -51,7 +50,7 @@ class MetricsFile:
         """Write all lines (atomically: a reader never sees half a line)."""
         if self.enabled:
             text = "".join(json.dumps(line) + "\n" for line in self._lines)
-            atomic_write(self.path, lambda path: path.write_text(text) and None)
+            write_text(self.path, text)
 
     def close(self) -> None:
         """Flush, and close TensorBoard."""
@@ -67,9 +66,6 @@ class MetricsFile:
         """Continue an unfinished line."""
         if pending:
             self._sums, self._count = dict(pending["sums"]), pending["count"]
-
-    def _restore_sums(self, step: int) -> None:
-        self._sums, self._count = {}, 0
 
     def _line(self, line: dict[str, Any]) -> None:
         if not self.enabled:

@@ -39,12 +39,8 @@ def _probabilities(method: Method, cache: Cache, memory: Memory, chosen: list[in
     remembered = [memory(i) for i in chosen]
     if all(r is not None for r in remembered):
         return (torch.from_numpy(r.astype("float32")) for r in remembered if r is not None)
-    patch = _patch_of(cache)
+    patch = cache.plan.patch
     return predict_many(
-        method.predict, (cache[i].image for i in chosen), patch=patch, classes=cache.classes, overlap=0.25,
+        method.predict, (cache[i].image for i in chosen), patch=patch, classes=cache.plan.num_classes, overlap=0.25,
         batch=16 if len(patch) == 2 else 2, device=device,
     )  # fmt: skip
-
-
-def _patch_of(cache: Cache) -> tuple[int, ...]:
-    return tuple(cache.patch)

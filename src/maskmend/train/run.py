@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -182,7 +181,6 @@ def _train_locked(source: Path | str | Dataset, out: Path, config: Config, resum
         config=config,
         plan=plan,
         cache=cache,
-        trusted=tuple(case.trusted for case in cases),
         make_method=partial(build_method, config, plan),
         held_out=held,
         picture=partial(_picture, out, cache),
@@ -258,7 +256,7 @@ def _facts(config: Config, cache: Cache, command: list[str], cases: int, held_ou
         "format": FORMAT,
         "maskmend": version("maskmend"),
         "command": shown,
-        "data": hashlib.blake2b(json.dumps(cache.keys).encode(), digest_size=16).hexdigest(),
+        "data": cache.key,
         "cases": cases,
         "held_out": held_out,
         "seed": config.train.seed,
