@@ -227,7 +227,7 @@ def _move(batch: Batch, moving: list[int], choices: list[Choice]) -> None:
     every = len(moving) == len(batch["image"])
     rows = torch.tensor(moving, device=batch["image"].device)
     image, label, valid = (batch[k] if every else batch[k][rows] for k in ("image", "label", "valid"))
-    grid = _grid(choices, tuple(image.shape[2:]), image.device)
+    grid = _grid(choices, tuple(image.shape[2:]), image.device).to(image.dtype)
     channels = image.shape[1]
     memory = batch.get("memory")
     if memory is not None:

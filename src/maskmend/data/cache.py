@@ -39,7 +39,7 @@ class _Entry:
     case: Case
     key: str
     inverse: Inverse
-    voxels: np.ndarray  # (N, 1 + ndim) int32: class, position
+    places: list[np.ndarray]  # positions (N, ndim) int32 of each foreground class that occurs
     arrays: Prepared | None = None
 
 
@@ -54,7 +54,6 @@ class Cache:
     def __init__(self, entries: Sequence[_Entry], plan: Plan, folder: Path | None) -> None:
         self._entries, self.plan, self.folder = list(entries), plan, folder
         self._opened: dict[int, Prepared] = {}
-        self._by_class = [_positions(entry.voxels) for entry in self._entries]
 
     @classmethod
     def open(
@@ -141,7 +140,7 @@ class Cache:
 
     def foreground(self, number: int) -> list[np.ndarray]:
         """For each foreground class that occurs in a case, up to 1000 of its positions, (N, ndim) int32."""
-        return self._by_class[number]
+        return self._entries[number].places
 
     def windows(self, patch: Sequence[int]) -> int:
         """How many patches side by side cover all cases."""
@@ -195,13 +194,14 @@ def _digest(*parts: bytes) -> str:
 def _entry(case: Case, label: Path | None, plan: Plan, folder: Path | None, limits: dict[str, Any]) -> _Entry:
     key = content_key(case, label, plan)
     if folder is not None and (found := _find(folder / key)):
-        return _Entry(case, key, *found)
+        inverse, voxels = found
+        return _Entry(case, key, inverse, _positions(voxels))
     prepared = _prepare(case, label, plan, limits)
     voxels = _sample_voxels(prepared, plan)
     if folder is None:
-        return _Entry(case, key, prepared.inverse, voxels, prepared)
+        return _Entry(case, key, prepared.inverse, _positions(voxels), prepared)
     _store(folder, key, prepared, voxels)
-    return _Entry(case, key, prepared.inverse, voxels)
+    return _Entry(case, key, prepared.inverse, _positions(voxels))
 
 
 def _prepare(case: Case, label: Path | None, plan: Plan, limits: dict[str, Any]) -> Prepared:

@@ -230,10 +230,10 @@ class _Pool:
 
 
 def _some(values: np.ndarray) -> np.ndarray:
-    if len(values) <= _VOXELS_PER_CASE:
-        return values.copy()
-    picked = np.random.Generator(np.random.PCG64(0)).integers(0, len(values), _VOXELS_PER_CASE)
-    some: np.ndarray = values[picked]
+    some: np.ndarray = values.copy()
+    if len(values) > _VOXELS_PER_CASE:
+        picked = np.random.Generator(np.random.PCG64(0)).integers(0, len(values), _VOXELS_PER_CASE)
+        some = values[picked]
     return some
 
 

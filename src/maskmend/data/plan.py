@@ -22,6 +22,7 @@ _BATCH_VOXELS = {2: 16 * 96 * 96, 3: 2 * 64 * 96 * 96}
 _BATCH_RANGE = {2: (4, 16), 3: (2, 4)}
 _DEPTH_MOST = 4
 _BOTTLENECK_LEAST = 4
+_PADDING_MOST = {2: 1.3, 3: 1.5}  # a level is not worth computing this many times the voxels
 _CROP_PAYS_BELOW = 0.75  # of the volume; a smaller saving is not worth a second coordinate frame
 
 
@@ -129,8 +130,8 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Any) -> Plan:
 def choose_patch(shape: Sequence[int], most_voxels: int) -> tuple[tuple[int, ...], int]:
     """The patch that covers `shape` as far as `most_voxels` allows, and the network depth it supports.
 
-    The depth is the largest (up to 4) that leaves at least 4 voxels per axis at the bottleneck, and not
-    less than 2; each axis is rounded up to a multiple of 2^depth.
+    The depth is the largest (up to 4) that leaves at least 4 voxels per axis at the bottleneck without much
+    padding, and not less than 2; each axis is rounded up to a multiple of 2^depth.
 
     Example:
         >>> choose_patch((35, 51, 35), 64 * 96 * 96)
@@ -141,15 +142,18 @@ def choose_patch(shape: Sequence[int], most_voxels: int) -> tuple[tuple[int, ...
     shrink = min(1.0, (most_voxels / math.prod(shape)) ** (1 / len(shape)))
     # A short axis stays whole; the long ones pay for it.
     size = [max(min(n, 16), n * shrink) for n in shape]
-    deep = [
-        d for d in range(2, _DEPTH_MOST + 1) if all(math.ceil(n / 2**d) >= _BOTTLENECK_LEAST for n in size)
-    ]
-    depth = max(deep, default=2)
+    depth = max((d for d in range(3, _DEPTH_MOST + 1) if _deep_enough(size, d)), default=2)
     step = 2**depth
     patch = [step * math.ceil(n / step) for n in size]
     while math.prod(patch) > most_voxels and max(patch) > step * _BOTTLENECK_LEAST:
         patch[int(np.argmax(patch))] -= step
     return tuple(patch), depth
+
+
+def _deep_enough(size: Sequence[float], depth: int) -> bool:
+    cells = [math.ceil(n / 2**depth) for n in size]
+    padding = math.prod(cells) * 2 ** (depth * len(cells)) / math.prod(size)
+    return min(cells) >= _BOTTLENECK_LEAST and padding <= _PADDING_MOST[len(cells)]
 
 
 def asked_patch(patch: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
