@@ -11,7 +11,9 @@ import numpy as np
 from maskmend.data.case import Dataset
 from maskmend.data.findings import CaseFacts, Finding, Severity, short_name
 from maskmend.data.geometry_check import suspected_flips
-from maskmend.data.label_values import infer_classes, judge_binary, judge_values
+from maskmend.data.label_values import infer_classes, judge_undeclared, judge_values
+
+_MIN_COPIES = 3  # fewer equal masks may be chance on small objects
 
 
 def judge_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> tuple[Dataset, list[Finding]]:
@@ -27,8 +29,8 @@ def judge_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> tuple[Dataset,
                 sound.append(counts)
     if dataset.labels:
         return dataset, findings
-    if binary := judge_binary(sound):
-        return dataset, [*findings, binary]
+    if unclear := judge_undeclared(sound, dataset.ignore):
+        return dataset, [*findings, unclear]
     return replace(dataset, labels=infer_classes(sound, dataset.ignore)), findings
 
 
@@ -119,4 +121,20 @@ def flips(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
             )
             remedy = "look at it first: is the label or the image mirrored?"
             findings.append(Finding(case, "warning", 15, text, remedy, names[case, ""]))
+    return findings
+
+
+def copied_raters(facts: Sequence[CaseFacts]) -> list[Finding]:
+    """Raters whose labels equal the given ones in most cases: they are no second opinion."""
+    shared: dict[str, list[bool]] = defaultdict(list)
+    for one in facts:
+        for rater, digest in one.label_digests.items():
+            if rater and "" in one.label_digests:
+                shared[rater].append(digest == one.label_digests[""])
+    findings = []
+    for rater, equal in shared.items():
+        if len(equal) >= _MIN_COPIES and sum(equal) > len(equal) / 2:
+            text = f"the rater {rater!r} equals the given label in {sum(equal)} of {len(equal)} cases"
+            remedy = "do not count this rater as an independent second opinion"
+            findings.append(Finding(None, "warning", 0, text, remedy))
     return findings

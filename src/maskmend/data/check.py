@@ -11,14 +11,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskmend.data.across_cases import flips, judge_cases, judge_classes, judge_labels, leaks
+from maskmend.data.across_cases import copied_raters, flips, judge_cases, judge_classes, judge_labels, leaks
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.findings import CaseFacts, CheckResult, Finding, Intensity, ordered, short_name
+from maskmend.data.fix import fix as fix
 from maskmend.data.geometry_check import (
     TOLERANCE_MM,
     corner_error_mm,
@@ -71,7 +73,7 @@ def check(
     findings += value_findings
     findings += judge_cases(found, facts)
     findings += judge_classes(found, facts, bool(getattr(data, "allow_missing_classes", False)))
-    findings += leaks(found, facts) + flips(found, facts)
+    findings += leaks(found, facts) + flips(found, facts) + copied_raters(facts)
     return CheckResult(found, ordered(findings), facts)
 
 
@@ -102,7 +104,7 @@ def _find(source: Dataset | Path | str, data: DataConfig | None) -> tuple[Datase
         return source, []
     from maskmend.data.dataset import find_cases
 
-    keys = ("layout", "labels", "ignore", "channels", "spacing_mm")
+    keys = ("layout", "labels", "ignore", "channels", "spacing_mm", "rater")
     options = {key: getattr(data, key) for key in keys if getattr(data, key, None) is not None}
     try:
         return find_cases(Path(source), **options), []
@@ -134,15 +136,16 @@ def _read_all(
 def look_at(case: Case, limits: _Limits) -> CaseFacts:
     """Read one case's files and note what training must know; every refusal becomes a finding."""
     findings: list[Finding] = []
-    facts: dict[str, Any] = {"id": case.id, "split": case.split, "counts": {}}
-    image, geometry = _attempt(lambda: _read_image(case, limits), case, None, findings) or (None, None)
+    facts: dict[str, Any] = {"id": case.id, "split": case.split, "counts": {}, "label_digests": {}}
+    image, geometry = _attempt(partial(_read_image, case, limits), case, None, findings) or (None, None)
     if geometry is not None:
         facts |= {"shape": geometry.shape, "spacing_mm": geometry.spacing_mm}
+        facts["in_mm"] = geometry.affine is not None or limits.by_voxels
     if image is not None:
         facts["intensity"], facts["digest"] = _look_at_image(case, image, findings)
         del image  # the labels' turn: hold one array at a time
     for name, path in _label_files(case):
-        found = _attempt(lambda path=path: _read_label(path, limits), case, path, findings)
+        found = _attempt(partial(_read_label, path, limits), case, path, findings)
         if found is None:
             continue
         label, grid = found
@@ -152,6 +155,7 @@ def look_at(case: Case, limits: _Limits) -> CaseFacts:
             facts["ignored"] = float((label != 0).mean())
             continue
         facts["counts"][name] = counts = count_values(label)
+        facts["label_digests"][name] = _digest(label)
         if path == case.label:
             foreground = {value: count for value, count in counts.items() if value > 0}
             facts["position"] = position_maps(label, foreground, grid.affine)
@@ -199,20 +203,23 @@ _PHRASES = (
     (5, ("ends early",)),
     (6, ("checksum",)),
     (26, ("letter case",)),
+    (25, ("leak",)),
     (12, ("differ in shape", "differ in size")),
     (3, ("channel", "slice is missing")),
-    (2, ("no label", "no image", "without label", "without image", "no such file")),
+    (2, ("no label", "no image", "without a label", "without an image", "no such file", "does not exist")),
     (19, ("interpolation", "jpeg")),
     (14, ("affine", "spacing")),
     (16, (" axes", "4-d")),
     (18, ("0 and 255", "0/255")),
-    (20, ("negative", "label values from", "intensity scale")),
+    (20, ("negative", "label values", "intensity scale")),
     (17, ("outside the declared",)),
 )
 
 
 def _path(error: UserError) -> Path | None:
-    return Path(error.where) if error.where else None
+    """The file an error names; not the data set's own folder, which needs no naming."""
+    path = Path(error.where) if error.where else None
+    return None if path is None or path.is_dir() else path
 
 
 def finding_of(error: UserError, case: str | None, file: Path | None) -> Finding:
@@ -244,9 +251,13 @@ def _look_at_image(
             findings.append(Finding(case.id, "warning", 11, text, remedy, name))
     if all(one.minimum == one.maximum for one in intensity):
         return intensity, None
-    digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image).data)
-    return intensity, digest.hexdigest()
+    return intensity, _digest(image)
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _nonfinite(case: Case, name: str | None, bad: int, size: int) -> Finding:

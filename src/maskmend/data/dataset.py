@@ -42,7 +42,7 @@ def find_cases(
     What the arguments say wins over `maskmend.json`, and that over `dataset.json`.
 
     Args:
-        path: the data set's folder, a CSV manifest or, without `need_labels`, a folder of images or one image.
+        path: the data set's folder or CSV manifest; without `need_labels` also a folder of images or an image.
         layout: "folders", "nnunet", "msd" or "csv"; None detects it.
         labels: class name to file value. Background may be left out.
         ignore: the file value that means "not annotated".
@@ -265,7 +265,7 @@ def infer_labels(dataset: Dataset, *, limit: int | None = None) -> Dataset:
         DataError: values that cannot be taken for classes without asking: 0/255, interpolated, negative.
     """
     from maskmend.data.images import read_label
-    from maskmend.data.label_values import count_values, infer_classes, judge_binary, judge_values
+    from maskmend.data.label_values import count_values, infer_classes, judge_undeclared, judge_values
 
     if dataset.labels:
         return dataset
@@ -277,15 +277,8 @@ def infer_labels(dataset: Dataset, *, limit: int | None = None) -> Dataset:
         counts.append(count_values(read_label(case.label, spacing_mm=dataset.spacing_mm)[0]))
         if finding := judge_values(counts[-1], {}, dataset.ignore):
             raise DataError(finding.text, case.label, finding.remedy)
-    if finding := judge_binary(counts):
+    if finding := judge_undeclared(counts, dataset.ignore):
         raise DataError(finding.text, dataset.root, finding.remedy)
-    values = sorted({value for one in counts for value in one} - {dataset.ignore})
-    if 255 in values and values != list(range(256)):
-        mapping = ", ".join(["background: 0", *(f"class_{v}: {v}" for v in values if v > 0)])
-        remedy = f"say what they mean: data.ignore=255, or data.labels={{{mapping}}}"
-        raise DataError(
-            f"labels hold the values {values[:_LISTED]}; 255 may be a class or 'ignore'", dataset.root, remedy
-        )
     return replace(dataset, labels=infer_classes(counts, dataset.ignore))
 
 

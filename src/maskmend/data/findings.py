@@ -76,6 +76,8 @@ class CaseFacts:
         digest: a hash of the decoded pixels, None for unread or constant images.
         intensity: one entry per channel.
         counts: file value to voxel count for the given label ("") and each rater's (by name).
+        label_digests: a hash of the decoded label by the same names.
+        in_mm: the spacing is known, not a default of 1.
         ignored: share of the voxels that the case's ignore mask excludes.
         position: coarse map of where each of the label's values lies, for the flip test.
         findings: what is wrong with this case alone.
@@ -88,6 +90,8 @@ class CaseFacts:
     digest: str | None = None
     intensity: tuple[Intensity, ...] = ()
     counts: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    label_digests: Mapping[str, str] = field(default_factory=dict)
+    in_mm: bool = False
     ignored: float = 0.0
     position: Mapping[int, np.ndarray] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()

@@ -11,6 +11,7 @@ from maskmend.data.case import Geometry
 TOLERANCE_MM = 0.1  # rounding in float32 headers stays below; a shift by one voxel of any scanner is above
 GRID = 12  # bins per axis of the position maps: coarse enough to average over anatomy
 _MIN_CASES = 8
+_CLEAR = 0.3  # difference of correlations that no unusual anatomy reaches
 
 
 def corner_error_mm(image: Geometry, label: Geometry) -> float | None:
@@ -130,10 +131,11 @@ def suspected_flips(maps: Mapping[str, Mapping[int, np.ndarray]]) -> dict[str, t
     total = stack.sum(0)
     straight = np.array([_correlation(one, total - one) for one in stack])
     turned = np.array([_correlation(one, total - own) for one, own in zip(mirrored, stack, strict=True)])
-    if np.median(straight - turned) < 0.3:  # nearly symmetric, or no common position
+    usual, mirror = float(np.median(straight)), float(np.median(turned))
+    if usual - mirror < _CLEAR:  # nearly symmetric, or no common position
         return {}
-    typical = np.percentile(straight, 10)  # a flipped case must fit as well as the others do, once mirrored
-    suspect = (turned - straight > 0.3) & (turned >= typical - 0.1)
+    between = (usual + mirror) / 2
+    suspect = (turned - straight > _CLEAR) & (straight < between) & (turned > between)
     return {ids[i]: (float(straight[i]), float(turned[i])) for i in np.flatnonzero(suspect)}
 
 

@@ -53,19 +53,27 @@ def judge_values(counts: Mapping[int, int], labels: Mapping[str, int], ignore: i
     return None
 
 
-def judge_binary(all_counts: Sequence[Mapping[int, int]]) -> Finding | None:
-    """The 0/255 fault of a whole data set with undeclared classes: what 255 means is not guessed."""
-    files = [counts for counts in all_counts if 255 in counts]
-    values = set().union(*all_counts) if all_counts else set()
-    if not files or values - {0, 255}:
+def judge_undeclared(all_counts: Sequence[Mapping[int, int]], ignore: int | None) -> Finding | None:
+    """The 255 of a data set with undeclared classes: foreground, a class or "ignore" is not guessed.
+
+    Args:
+        all_counts: file value to voxel count, one entry per label file.
+        ignore: the value that means "not annotated", None when it is not declared.
+    """
+    values = sorted({value for counts in all_counts for value in counts} - {ignore})
+    if 255 not in values or values == list(range(256)):
         return None
-    return Finding(
-        None,
-        "error",
-        18,
-        f"{len(files)} of {len(all_counts)} labels hold the values 0 and 255",
-        "say what 255 means: data.labels={background: 0, foreground: 255} (or data.ignore=255)",
-    )
+    files = sum(255 in counts for counts in all_counts)
+    if set(values) <= {0, 255}:
+        remedy = (
+            "say what 255 means: data.labels={background: 0, foreground: 255}, `labels: {foreground: 255}` "
+        )
+        remedy += "in a file; or data.ignore=255"
+        text = f"{files} of {len(all_counts)} labels hold the values 0 and 255"
+        return Finding(None, "error", 18, text, remedy)
+    classes = {"background": 0, **{f"class_{value}": value for value in values if value > 0}}
+    text = f"labels hold the values {', '.join(map(str, values[:_LISTED]))}; 255 may be a class or 'ignore'"
+    return Finding(None, "error", 18, text, f"say which: data.ignore=255, or data.labels={_pairs(classes)}")
 
 
 def infer_classes(all_counts: Sequence[Mapping[int, int]], ignore: int | None) -> dict[str, int]:

@@ -41,6 +41,7 @@ def summarise(dataset: Dataset | None, facts: Sequence[CaseFacts]) -> dict[str, 
         "spacing_mm": _axes([one.spacing_mm for one in read if one.spacing_mm]),
         "channels": _channels(dataset, facts),
         "classes": _classes(dataset, facts),
+        "in_mm": bool(read) and all(one.in_mm for one in read),
         "empty_labels": sum(_is_empty(one, dataset) for one in facts if "" in one.counts),
     }
 
@@ -117,10 +118,13 @@ def _lines(figures: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "labels", f"{figures['labelled']} given, {figures['empty_labels']} empty"
     if figures["raters"]:
         yield "raters", ", ".join(figures["raters"])
-    for key, title in (("shape", "size"), ("spacing_mm", "spacing (mm)")):
+    for key, title in (("shape", "size"), ("spacing_mm", "spacing (mm)" if figures["in_mm"] else "spacing")):
         if spread := figures[key]:
             low, middle, high = (" x ".join(f"{v:g}" for v in spread[k]) for k in ("min", "median", "max"))
-            yield title, middle if low == high else f"{middle} (from {low} to {high})"
+            known = (
+                "" if key == "shape" or figures["in_mm"] else ", not stated by every file: data.spacing_mm="
+            )
+            yield title, (middle if low == high else f"{middle} (from {low} to {high})") + known
     for channel in figures["channels"]:
         yield (
             f"intensity {channel['name']}",
@@ -129,13 +133,14 @@ def _lines(figures: dict[str, Any]) -> Iterable[tuple[str, str]]:
                 f"{channel['high']:.4g}, mean {channel['mean']:.4g}, std {channel['std']:.4g}"
             ),
         )
-    unit = "mm2" if figures["ndim"] == [2] else "mm3"
+    unit = ("mm2" if figures["ndim"] == [2] else "mm3") if figures["in_mm"] else "voxels"
     for entry in figures["classes"]:
         yield (
             f"class {entry['name']} = {entry['value']}",
             (
                 f"{100 * entry['share']:.3g} % of voxels, in {entry['cases']} labels, median "
-                f"{entry['volume_median']:.4g} {unit} ({entry['volume_min']:.4g} to {entry['volume_max']:.4g})"
+                f"{entry['volume_median']:.4g} {unit} "
+                f"({entry['volume_min']:.4g} to {entry['volume_max']:.4g})"
             ),
         )
 
