@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -65,16 +65,22 @@ class Method(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("case_state", torch.zeros(0, self.case_features()))
-
-    @staticmethod
-    def case_features() -> int:
-        """How many figures the method keeps per training case in `case_state` (N, features)."""
-        return 0
+        self.register_buffer("case_state", torch.zeros(0, 0))
 
     def begin(self, cases: int) -> None:
         """Called once before training with the number of training cases N."""
-        self.case_state = torch.zeros(cases, self.case_features(), device=self.case_state.device)
+        self.case_state = torch.zeros(cases, 0, device=self.case_state.device)
+
+    def keep(self, index: int, figures: Tensor) -> None:
+        """Store figures (F,) about one case in row `index` of `case_state` (N, F); F is the same for all cases."""
+        if self.case_state.shape[1] != len(figures):
+            self.case_state = torch.zeros(len(self.case_state), len(figures), device=self.case_state.device)
+        self.case_state[index] = figures.to(self.case_state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch does, after making room for as many cases as were stored."""
+        self.case_state = torch.zeros_like(state_dict["case_state"], device=self.case_state.device)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def training_step(self, batch: Batch, progress: float) -> StepOutput:
         """The loss of one batch; `progress` runs from 0 to 1 over training."""

@@ -90,7 +90,6 @@ class Run:
         if kind != FORMAT:
             raise UsageError(f"is a model of another program or version ({kind!r})", path, "safetensors of maskmend only")
         method = build_method(self.config, self.plan)
-        method.begin(len(weights["case_state"]))
         method.load_state_dict(weights)
         return method.eval()
 

@@ -1,0 +1,293 @@
+"""PINT with a noise posterior: find the convention most masks share, and judge images and pixels by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from maskmend.losses import ce_dice, one_hot
+from maskmend.methods.base import Batch, EmaMethod, StepOutput, entropy, given_class_probability, ramp, within
+
+SAMPLED = 128  # voxels per case on which the teacher is calibrated
+TINY = 1e-4
+
+
+class PintPosterior(EmaMethod):
+    """Believe the masks that share one way of drawing; learn the others from the teacher, set to that way.
+
+    Uncertainty alone fails twice: a clean boundary is unsure too, and a teacher trained on masks that are
+    half of them drawn too large predicts a boundary in between, equally far from the good and the bad. What
+    does separate them is the *signed* distance between a mask's boundary and the teacher's: good masks agree
+    on it to a fraction of a voxel whatever the teacher's own bias, flawed ones scatter. So
+
+    1. the teacher looks at every whole case once per epoch; its predictions are averaged over the epochs
+       (temporal ensembling: K passes for the price of one forward pass per image and epoch);
+    2. per case and class, the signed offset (mean thickness between the two boundaries, in voxels) and the
+       disagreement that remains once volumes are matched are measured;
+    3. the dominant tight cluster of these figures over all cases is the shared convention, and every image gets
+       the posterior `q` of belonging to it (one Gaussian core against a wide uniform);
+    4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the core cases;
+    5. each voxel learns `w y + (1 - w) p`, `w = q (1 - (1 - u)(1 - p_y))`: the given label unless the image is
+       outside the core, or the calibrated teacher is sure (low entropy `u`) and contradicts it.
+
+    The assumption, to be known by every user: the largest consistent group of masks is right. When most masks
+    share the same flaw, the flaw is what is learnt.
+
+    Args:
+        make_network: builds one network.
+        ema: decay of the teacher, in [0, 1).
+        warmup: share of training on plain labels, in [0, 1).
+        memory: how much of the previous average is kept at each look, in [0, 1).
+        image_level: weigh images by `q`.
+        pixel_level: weigh voxels by the noise posterior.
+        calibrate: set the teacher to the shared convention before it is used as pseudo label.
+        range_voxels: width of the uniform that stands for flawed masks, > 0; wider is more forgiving.
+        strength: how far targets move from the given label at the end of the ramp, in [0, 1].
+
+    Example:
+        >>> method = PintPosterior(toy_network)
+        >>> sorted(method.training_step(toy_batch(ndim=2), progress=0.1).logs)
+        []
+
+    Source: ours; the parts it keeps (noise per pixel, original and pseudo labels together, an image-level
+    complement) are those of Shi and Wu, MICCAI 2021, arXiv 2106.11099. Temporal ensembling: Laine and Aila,
+    ICLR 2017, arXiv 1610.02242.
+    """
+
+    family = "pixel and image weighting"
+    source = "maskmend (after Shi and Wu, MICCAI 2021)"
+
+    def __init__(
+        self,
+        make_network: Callable[[], nn.Module],
+        *,
+        ema: float = 0.99,
+        warmup: float = 0.2,
+        memory: float = 0.7,
+        image_level: bool = True,
+        pixel_level: bool = True,
+        calibrate: bool = True,
+        range_voxels: float = 8.0,
+        strength: float = 1.0,
+    ) -> None:
+        super().__init__(make_network, ema)
+        self.warmup = within("warmup", warmup, 0, 0.99)
+        self.memory = within("memory", memory, 0, 0.999)
+        self.image_level, self.pixel_level, self.calibrate = image_level, pixel_level, calibrate
+        self.range_voxels = within("range_voxels", range_voxels, 1e-3, 1e6)
+        self.strength = within("strength", strength, 0, 1)
+        for name in ("image_posterior", "core_mean", "core_sd", "core_share", "scale", "bias"):
+            self.register_buffer(name, torch.zeros(0))
+        self.image_posterior: Tensor
+        self.core_mean: Tensor
+        self.core_sd: Tensor
+        self.core_share: Tensor
+        self.scale: Tensor
+        self.bias: Tensor
+
+    def training_step(self, batch: Batch, progress: float) -> StepOutput:
+        """CE + Dice on plain labels until every case was looked at, then on the posterior's target."""
+        logits = self.student(batch["image"])
+        given, valid = one_hot(batch["label"], logits.shape[1]), batch["valid"]
+        if "memory" not in batch or not len(self.image_posterior):
+            return StepOutput(ce_dice(logits, given, valid))
+        probs = self._calibrated(batch["memory"])
+        image_trust = self._image_trust(batch["index"], batch["trusted"])
+        trust = image_trust.view(-1, *[1] * (valid.ndim - 1)) * self._pixel_trust(probs, batch["label"])
+        keep = 1 - self.strength * ramp(progress, self.warmup, self.warmup + 0.1) * (1 - trust)
+        target = torch.lerp(probs, given, keep.unsqueeze(1))
+        logs: dict[str, Tensor | float] = {
+            "image_trust": image_trust.mean(),
+            "pixel_trust": (trust * valid).sum() / valid.sum().clamp_min(1),
+        }
+        return StepOutput(ce_dice(logits, target, valid), logs)
+
+    def wants_revision(self, progress: float) -> bool:
+        """From half the warm-up on, so that the average is a few looks old when it is first used."""
+        return progress >= self.warmup / 2
+
+    def revise(
+        self, index: int, probs: Tensor, label: Tensor, valid: Tensor, memory: Tensor | None, progress: float
+    ) -> Tensor | None:
+        """Average the looks; keep what sets this case's mask apart from the average."""
+        averaged = probs if memory is None else torch.lerp(probs, memory, self.memory)
+        given = one_hot(label[None], len(probs))[0]
+        features = mask_features(averaged * valid, given * valid)
+        sample = _boundary_sample(averaged, label, valid)
+        self.keep(index, torch.cat([features.flatten(), sample.flatten()]))
+        return averaged
+
+    @torch.no_grad()
+    def after_revision(self, progress: float) -> None:
+        """Fit the shared convention over all cases, then the teacher's calibration to it."""
+        classes = self._classes()
+        split = 2 * (classes - 1)
+        features = self.case_state[:, :split].double()
+        posterior, mean, sd, share = core_posterior(features, self.range_voxels)
+        self.image_posterior, self.core_mean, self.core_sd = posterior.float(), mean.float(), sd.float()
+        self.core_share = share.float()
+        sample = self.case_state[:, split:].view(-1, SAMPLED, classes + 2)
+        self.scale, self.bias = _fit_calibration(sample, self.image_posterior)
+
+    def noise(self, probs: Tensor, label: Tensor) -> Tensor:
+        """`1 - P(label right)`: the noise posterior where the image is in the core, `1 - p_y` as far as it is not."""
+        if not len(self.image_posterior):
+            return 1 - given_class_probability(probs, label)
+        given = one_hot(label, probs.shape[1])
+        features = torch.stack([mask_features(p, g).flatten() for p, g in zip(probs, given, strict=True)])
+        posterior = _responsibility(
+            features.double(), self.core_mean.double(), self.core_sd.double(), self.core_share.double(), self.range_voxels
+        ).float()
+        calibrated = self._calibrated(probs)
+        sure = _pixel_posterior(calibrated, label)
+        q = posterior.view(-1, *[1] * (label.ndim - 1))
+        return (1 - (q * sure + (1 - q) * given_class_probability(calibrated, label))).clamp(0, 1)
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
+        """As the contract does, with room for what was fitted."""
+        for name in ("image_posterior", "core_mean", "core_sd", "core_share", "scale", "bias"):
+            setattr(self, name, torch.zeros_like(state_dict[name], device=self.steps_seen.device))
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _classes(self) -> int:
+        # A row holds 2 (K - 1) features and SAMPLED (K + 2) sampled figures.
+        return (self.case_state.shape[1] + 2 - 2 * SAMPLED) // (2 + SAMPLED)
+
+    def _calibrated(self, probs: Tensor) -> Tensor:
+        if not self.calibrate or not len(self.bias):
+            return probs
+        shape = (1, -1, *[1] * (probs.ndim - 2))
+        return (self.scale * probs.clamp_min(TINY).log() + self.bias.view(shape)).softmax(dim=1)
+
+    def _image_trust(self, index: Tensor, trusted: Tensor) -> Tensor:
+        if not self.image_level:
+            return torch.ones_like(index, dtype=torch.float)
+        return torch.where(trusted, 1.0, self.image_posterior[index])
+
+    def _pixel_trust(self, probs: Tensor, label: Tensor) -> Tensor:
+        return _pixel_posterior(probs, label) if self.pixel_level else torch.ones_like(probs[:, 0])
+
+
+def mask_features(probs: Tensor, given: Tensor) -> Tensor:
+    """How a mask differs from a soft prediction, per foreground class: (2, K - 1), in voxels.
+
+    Row 0 is the signed offset: volume difference over boundary area, positive where the mask is larger.
+    Row 1 is the log of the disagreement left when the prediction is cut at the mask's own volume, over the
+    boundary area: what shifting the threshold cannot explain (moved, rotated, cut or invented parts).
+
+    Args:
+        probs: (K, *S), zero where not valid.
+        given: one-hot (K, *S), zero where not valid.
+    """
+    rows = []
+    for soft, mask in zip(probs[1:], given[1:], strict=True):
+        volume = mask.sum()
+        area = (_boundary_area(mask) + _boundary_area(soft)) / 2 + 1
+        count = int(volume.item())
+        if count:
+            cut = soft.flatten().topk(count).values[-1]
+            matched = (soft >= cut).to(mask.dtype)
+            rest = (matched - mask).abs().sum() / area
+        else:
+            rest = soft.sum() / area
+        rows.append(torch.stack([(volume - soft.sum()) / area, torch.log(rest + 0.05)]))
+    return torch.stack(rows, dim=1)
+
+
+def _boundary_area(mask: Tensor) -> Tensor:
+    """Total variation of (*S): boundary length in 2-D, area in 3-D, in voxels; also of soft masks."""
+    squares = torch.zeros_like(mask)
+    for axis in range(mask.ndim):
+        step = mask.diff(dim=axis)
+        squares.narrow(axis, 0, step.shape[axis]).add_(step.square())
+    return squares.sqrt().sum()
+
+
+def _boundary_sample(probs: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Voxels that can move a calibration, (SAMPLED, K + 2): log p, the given class, how many voxels one stands for."""
+    classes = len(probs)
+    flat, given = probs.flatten(1), label.flatten()
+    told = flat.gather(0, given.clamp(0, classes - 1)[None])[0]
+    open_to_doubt = torch.nonzero(valid.flatten() & (told < 0.995))[:, 0]
+    sample = torch.zeros(SAMPLED, classes + 2)
+    if len(open_to_doubt):
+        chosen = open_to_doubt[torch.randint(len(open_to_doubt), (SAMPLED,))]
+        sample[:, :classes] = flat[:, chosen].clamp_min(TINY).log().T
+        sample[:, classes] = given[chosen].float()
+        sample[:, classes + 1] = len(open_to_doubt) / SAMPLED
+    return sample
+
+
+def _pixel_posterior(probs: Tensor, label: Tensor) -> Tensor:
+    """P(label right) at each voxel: low only where the teacher is sure and says something else."""
+    return 1 - (1 - entropy(probs)) * (1 - given_class_probability(probs, label))
+
+
+def core_posterior(features: Tensor, width: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The posterior of each case to belong to the dominant tight cluster.
+
+    Expectation-maximisation for one diagonal Gaussian against a uniform of the given width, started from the
+    densest eighth of the cases. A start that is tight matters: the likelihood alone may prefer one wide
+    Gaussian over two conventions.
+
+    Args:
+        features: (N, F); the first half of F are offsets, the second half log residuals.
+        width: of the uniform along each feature.
+
+    Returns:
+        posterior (N,), mean (F,), standard deviation (F,), share of the core ().
+    """
+    count = max(len(features) // 8, min(5, len(features)))
+    distance = torch.cdist(features, features)
+    nearest = distance.topk(count, largest=False).indices
+    reach = distance.gather(1, nearest)[:, -1]
+    start = features[nearest[reach.argmin()]]
+    mean, sd = start.mean(0), start.std(0, unbiased=False).clamp_min(0.1)
+    share = features.new_tensor(0.5)
+    posterior = features.new_ones(len(features))
+    for _ in range(30):
+        posterior = _responsibility(features, mean, sd, share, width)
+        weight = posterior.sum().clamp_min(1e-6)
+        mean = (posterior[:, None] * features).sum(0) / weight
+        sd = ((posterior[:, None] * (features - mean) ** 2).sum(0) / weight).sqrt().clamp_min(0.05)
+        share = (weight / len(features)).clamp(0.05, 0.98)
+    return posterior, mean, sd, share
+
+
+def _responsibility(features: Tensor, mean: Tensor, sd: Tensor, share: Tensor, width: float) -> Tensor:
+    half = features.shape[1] // 2
+    z = (features - mean) / sd
+    # Agreeing better than is typical of the core is no fault.
+    z = torch.cat([z[:, :half], z[:, half:].clamp_min(0)], dim=1)
+    core = (-0.5 * z**2 - sd.log() - 0.919).sum(1) + share.log()
+    rest = torch.log1p(-share) - features.shape[1] * torch.log(features.new_tensor(width))
+    return torch.sigmoid(core - rest)
+
+
+def _fit_calibration(sample: Tensor, posterior: Tensor) -> tuple[Tensor, Tensor]:
+    """`a` and `b` of softmax(a log p + b) that best explain the given labels of the core cases."""
+    classes = sample.shape[2] - 2
+    logs, given = sample[..., :classes].flatten(0, 1), sample[..., classes].flatten().long()
+    weight = (sample[..., classes + 1] * posterior[:, None]).flatten()
+    used = weight > 1e-3
+    scale = torch.ones(1, device=sample.device, requires_grad=True)
+    bias = torch.zeros(classes - 1, device=sample.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scale, bias], max_iter=25, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        logits = scale * logs[used] + torch.cat([bias.new_zeros(1), bias])
+        loss = nn.functional.cross_entropy(logits, given[used], reduction="none")
+        # Mild priors: without contradicting voxels nothing pulls the teacher away from itself.
+        total = (loss * weight[used]).sum() / weight[used].sum() + 1e-3 * ((scale - 1) ** 2 + bias.square().sum())
+        total.backward()
+        return total.detach()
+
+    if used.any():
+        with torch.enable_grad():
+            optimizer.step(objective)
+    full = torch.cat([bias.new_zeros(1), bias]).detach()
+    ok = bool(torch.isfinite(full).all()) and 0.2 < scale.item() < 5
+    return (scale.detach(), full) if ok else (torch.ones_like(scale.detach()), torch.zeros_like(full))
