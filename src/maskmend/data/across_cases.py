@@ -14,6 +14,7 @@ from maskmend.data.geometry_check import suspected_flips
 from maskmend.data.label_values import infer_classes, judge_undeclared, judge_values
 
 _MIN_COPIES = 3  # fewer equal masks may be chance on small objects
+_COPIED = 0.2  # share of equal masks that two hands never reach
 
 
 def judge_labels(dataset: Dataset, facts: Sequence[CaseFacts]) -> tuple[Dataset, list[Finding]]:
@@ -125,15 +126,17 @@ def flips(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
 
 
 def copied_raters(facts: Sequence[CaseFacts]) -> list[Finding]:
-    """Raters whose labels equal the given ones in most cases: they are no second opinion."""
+    """Raters whose labels equal the given ones far more often than chance: they are no second opinion."""
     shared: dict[str, list[bool]] = defaultdict(list)
     for one in facts:
+        if not any(value > 0 for value in one.counts.get("", ())):
+            continue  # two empty labels agree without copying
         for rater, digest in one.label_digests.items():
-            if rater and "" in one.label_digests:
+            if rater:
                 shared[rater].append(digest == one.label_digests[""])
     findings = []
     for rater, equal in shared.items():
-        if len(equal) >= _MIN_COPIES and sum(equal) > len(equal) / 2:
+        if sum(equal) >= max(_MIN_COPIES, _COPIED * len(equal)):
             text = f"the rater {rater!r} equals the given label in {sum(equal)} of {len(equal)} cases"
             remedy = "do not count this rater as an independent second opinion"
             findings.append(Finding(None, "warning", 0, text, remedy))

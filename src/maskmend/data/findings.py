@@ -177,7 +177,8 @@ class CheckResult:
 
         verdict = f"{len(self.errors)} errors, {len(self.warnings)} warnings"
         parts: list[Any] = [_findings_table(self.findings)] if self.findings else []
-        return Group(*parts, summary_table(self.fingerprint), Text(verdict))
+        parts += [summary_table(self.fingerprint)] if self.facts else []
+        return Group(*parts, Text(verdict))
 
     def sheet(self, path: Path, *, cases: int = 12) -> Path | None:
         """Draw a picture sheet of evenly spaced cases with their contours; None when no case can be drawn.

@@ -160,7 +160,7 @@ def draw_sheet(result: CheckResult, path: Path, cases: int) -> Path | None:
     panels = []
     for case in (sound[i] for i in places):
         assert case.label is not None
-        image, label = read_case(case, dataset)[0], read_label(case.label)[0]
+        image, label = read_case(case, dataset)[0], read_label(case.label, spacing_mm=dataset.spacing_mm)[0]
         panels.append((case.id, *_slice(image, label)))
     pixels = draw.sheet(panels)
     atomic_write(path, lambda temporary: temporary.write_bytes(pixels) and None)
