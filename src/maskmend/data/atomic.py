@@ -13,7 +13,7 @@ from maskmend.data.formats import stem_of, suffix_of
 from maskmend.errors import ResourceError, UsageError
 
 
-def atomic_write(path: Path, writer: Callable[[Path], None]) -> None:
+def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
     """Let `writer` fill a temporary file beside `path`, then rename it into place.
 
     The old file stays intact until the new one is complete and on disk. The temporary file keeps the suffix
@@ -44,7 +44,7 @@ def atomic_write(path: Path, writer: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically, with the same line ends on every system."""
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n") and None)
+    atomic_write(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def _to_disk(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A folder with one DICOM series as a volume, through pydicom, an optional extra. Images only, never labels."""
+"""A folder with one DICOM series as a volume, through pydicom, an optional extra. Never labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_header(path: Path, limits: Limits) -> Header:
 
 
 def read(path: Path, limits: Limits) -> tuple[np.ndarray, Header]:
-    """All voxels in the scanner's units (Hounsfield for CT), (1, D, H, W) float32; one file gives (1, H, W)."""
+    """All voxels in the scanner's units (CT: Hounsfield), (1, D, H, W) float32; one file gives (1, H, W)."""
     slices = _slices(path)
     header = _described(slices, path, limits)
     volume = np.stack([_pixels(file) for file, _ in slices])
@@ -155,4 +155,5 @@ def _pixels(file: Path) -> np.ndarray:
             "convert the series to NIfTI first, for example with dcm2niix",
         ) from error
     slope, intercept = float(data.get("RescaleSlope", 1) or 1), float(data.get("RescaleIntercept", 0) or 0)
-    return (stored * slope + intercept).astype(np.float32)
+    scaled: np.ndarray = (stored * slope + intercept).astype(np.float32)
+    return scaled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import NoReturn
@@ -95,6 +95,7 @@ class Header:
 
     @property
     def geometry(self) -> Geometry:
+        """Where the voxels lie."""
         return Geometry(self.shape, self.spacing_mm, self.affine)
 
 
@@ -142,7 +143,7 @@ def format_of(path: Path) -> str:
 
 
 def sniff(path: Path) -> str:
-    """What the first bytes of a file say it is: a key such as "png" or "dicom"; "unknown" when nothing fits."""
+    """What the first bytes of a file say it is: a key such as "png"; "unknown" when nothing fits."""
     with path.open("rb") as file:
         head = file.read(1024)
     for magic, kind in _MAGIC:
@@ -193,7 +194,8 @@ def guard_size(shape: tuple[int, ...], path: Path, limits: Limits, *, flat: bool
         size = " x ".join(map(str, shape))
         hint = "cut it into tiles, or " if flat else ""
         raise ResourceError(
-            f"claims {size} = {voxels:,} voxels ({voxels * 4 / 2**30:.1f} GiB in memory); the limit is {limit:,}",
+            f"claims {size} = {voxels:,} voxels ({voxels * 4 / 2**30:.1f} GiB in memory);"
+            f" the limit is {limit:,}",
             path,
             f"{hint}if the size is right, allow it with data.max_voxels={voxels}",
         )
@@ -218,7 +220,7 @@ def spatial_axes(dims: tuple[int, ...], path: Path, limits: Limits) -> tuple[tup
         raise DataError(
             f"has {len(axes)} axes ({size}) where 2 or 3 are expected",
             path,
-            f"if the last axis is channels, name all {axes[-1]}: data.channels=[...]; if it is time, split it",
+            f"if the last axis is channels, name all {axes[-1]} in data.channels=[...]; if time, split it",
         )
     if len(axes) < 2:
         raise DataError(f"has {len(axes)} axes, an image has 2 or 3", path)
@@ -262,15 +264,7 @@ def placed(
         spacing_mm = tuple(float(n) for n in norms[:ndim][::-1])
         if ndim == 2 and not norms[2] > 0:  # a 2-D file need not fill the third column; writers need it
             affine[:3, 2] = np.cross(affine[:3, 0] / norms[0], affine[:3, 1] / norms[1])
-    return Header(
-        header.format,
-        header.shape,
-        tuple(map(float, spacing_mm)),
-        affine,
-        header.channels,
-        header.dtype,
-        header.lossy,
-    )
+    return replace(header, spacing_mm=tuple(map(float, spacing_mm)), affine=affine)
 
 
 def _respaced(affine: np.ndarray | None, spacing_mm: tuple[float, ...]) -> np.ndarray | None:
@@ -308,11 +302,14 @@ def _fault(affine: np.ndarray | None, spacing_mm: tuple[float, ...], ndim: int) 
     return None
 
 
-def inflate(data: bytes, path: Path, limit: int) -> bytes:
+def inflate(data: bytes, path: Path, limit: int, *, wrapper: int = 31) -> bytes:
     """Decompress gzip data to its end and verify the checksum, never growing beyond `limit` bytes.
 
     Readers of image formats stop once they have the pixels they want, and so never notice a cut or flipped
     byte near the end; some fill the rest with zeros.
+
+    Args:
+        wrapper: zlib's number for what surrounds the stream: 31 for gzip, 15 for zlib.
 
     Raises:
         DataError: the stream ends early, or its checksum does not match.
@@ -321,7 +318,7 @@ def inflate(data: bytes, path: Path, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while data:
-        stream = zlib.decompressobj(wbits=31)
+        stream = zlib.decompressobj(wrapper)
         try:
             part = stream.decompress(data, limit - size + 1)
         except zlib.error as error:

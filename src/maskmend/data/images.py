@@ -1,6 +1,6 @@
 """Read and write images and labels of every format by one call: verified, size-guarded, atomic.
 
-Arrays are (C, D, H, W) or (C, H, W); labels lack the channel axis. A NIfTI (x, y, z) array arrives transposed.
+Arrays are (C, D, H, W) or (C, H, W); labels lack the channel axis. NIfTI (x, y, z) arrives transposed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def read_image(
 def read_label(
     path: Path, *, max_voxels: int = MAX_VOXELS, spacing_mm: Sequence[float] | None = None
 ) -> tuple[np.ndarray, Geometry]:
-    """Read a label, verified to its last byte, as the values the file means: never scaled down, never wrapped.
+    """Read a label, verified to its last byte, as the values the file means: none is ever wrapped.
 
     A palette image gives its indices, an RGB image whose colours are all grey gives that grey.
 
@@ -100,7 +100,7 @@ def read_label(
         (*S) int32 file values (not class indices) and where the voxels lie.
 
     Raises:
-        DataError: any fault of the file, JPEG, colours, several channels, NaN, or values that are no integers.
+        DataError: any fault of the file, JPEG, colours, several channels, NaN, or fractions.
         ResourceError: too large.
     """
     path = Path(path)
@@ -151,11 +151,11 @@ def write_label(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     array = np.asarray(array)
     if array.shape != geometry.shape or array.dtype.kind not in "biu":
         raise ValueError(f"expected integers of shape {geometry.shape}, got {array.dtype} {array.shape}")
-    _write(path, array.astype(_smallest(array))[None], geometry)
+    _write(path, array.astype(_smallest(array, path))[None], geometry)
 
 
 def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write an image or a map atomically: float32, or 8/16-bit integers in PNG and BMP where values are whole.
+    """Write an image or a map atomically: float32, or integers in PNG and BMP where values are whole.
 
     Args:
         path: the suffix decides the format.
@@ -176,7 +176,7 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         raise ValueError(f"expected (C, *{geometry.shape}), got {array.shape}")
     whole = array.dtype.kind in "biu" or suffix_of(path) in (".png", ".bmp")
     if whole and (array == np.rint(array)).all():
-        array = array.astype(_smallest(array))
+        array = array.astype(_smallest(array, path))
     else:
         array = array.astype(np.float32)
     _write(path, array, geometry)
@@ -202,9 +202,9 @@ def _read(path: Path, limits: Limits, *, label: bool = False) -> tuple[np.ndarra
 
 def _one_channel(array: np.ndarray, path: Path) -> np.ndarray:
     if len(array) == 1:
-        return array[0]
+        return np.asarray(array[0])
     if len(array) in (3, 4) and all((array[0] == other).all() for other in array[1:3]):
-        return array[0]
+        return np.asarray(array[0])
     colours = np.unique(array.reshape(len(array), -1), axis=1).T
     shown = ", ".join(str(tuple(int(v) for v in colour)) for colour in colours[:6])
     raise DataError(
@@ -220,8 +220,12 @@ def _integers(array: np.ndarray, path: Path) -> np.ndarray:
             raise DataError("a label with NaN or Inf", path, "export it again as integers")
         whole = np.rint(array)
         if np.abs(array - whole).max(initial=0) > 1e-3:
-            count = len(np.unique(array))
-            fact = f"{count} values that are no whole numbers: saved as JPEG or resized with interpolation?"
+            values = np.unique(array)
+            if len(values) <= 16:
+                listed = ", ".join(f"{value:g}" for value in values)
+                fact = f"the label values {listed} are no whole numbers: scaled by the header (scl_slope)?"
+                raise DataError(fact, path, "save labels as integers, unscaled")
+            fact = f"{len(values)} values that are no whole numbers: saved as JPEG or resized with interpolation?"
             raise DataError(fact, path, "resize labels with nearest neighbour, save them as integers")
         array = whole
     low, high = array.min(initial=0), array.max(initial=0)
@@ -230,9 +234,10 @@ def _integers(array: np.ndarray, path: Path) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _smallest(array: np.ndarray) -> np.dtype:
+def _smallest(array: np.ndarray, path: Path) -> np.dtype:
     low, high = int(array.min(initial=0)), int(array.max(initial=0))
-    for kind in (np.uint8, np.int16, np.uint16, np.int32):
+    signed = suffix_of(path) not in (".png", ".bmp")  # PNG knows no signed numbers
+    for kind in (np.uint8, np.int16, np.uint16, np.int32) if signed else (np.uint8, np.uint16, np.int32):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.dtype(kind)
     raise ValueError(f"values from {low} to {high} do not fit 32 bits")

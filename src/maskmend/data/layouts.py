@@ -70,11 +70,11 @@ def _folder(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-# ---- two folders --------------------------------------------------------------------------------------------------
+# ---- two folders --------------------------------------------------------------------------------
 
 
 def find_folders(root: Path, channels: int | None) -> Found:
-    """`images/` and `labels/` with equal stems; each `labels_NAME/` is a rater. Or a folder of images alone."""
+    """`images/` and `labels/` with equal stems; each `labels_NAME/` is a rater. Or images alone."""
     parts = [
         _two_folders(part, "test" if part.name == "test" and part != root else "train", channels)
         for part in _parts(root)
@@ -137,7 +137,7 @@ def _labels_alone(labels: Path | None, raters: Mapping[str, Path], split: str) -
     )
 
 
-# ---- nnU-Net ------------------------------------------------------------------------------------------------------
+# ---- nnU-Net ------------------------------------------------------------------------------------
 
 
 def find_nnunet(root: Path, channels: int | None) -> Found:
@@ -162,7 +162,7 @@ def _nnunet_part(root: Path, ending: str, split: str, channels: int | None) -> F
     return _paired(images, found, rater_folders(root, labels.name), split, channels)
 
 
-# ---- Decathlon ----------------------------------------------------------------------------------------------------
+# ---- Decathlon ----------------------------------------------------------------------------------
 
 
 def find_msd(root: Path, channels: int | None) -> Found:

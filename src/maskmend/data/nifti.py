@@ -42,18 +42,16 @@ def read(path: Path, limits: Limits) -> tuple[np.ndarray, Header]:
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write (C, *S) voxels as they are typed; the header holds geometry and nothing else.
 
-    Output bytes depend on the voxels and the geometry alone (no time, no name), so equal results are equal files.
+    The bytes depend on voxels and geometry alone (no time, no name), so equal results are equal files.
     """
-    import nibabel
+    from nibabel import Nifti1Image
 
-    affine = (
-        geometry.affine
-        if geometry.affine is not None
-        else np.diag((*geometry.spacing_mm[::-1], 1.0, 1.0)[:3] + (1.0,))
-    )
+    affine = geometry.affine
+    if affine is None:
+        affine = np.diag([*geometry.spacing_mm[::-1], 1.0, 1.0][:3] + [1.0])
     spatial = array.shape[1:] if geometry.ndim == 3 else (1, *array.shape[1:])
     voxels = array.reshape(spatial if len(array) == 1 else (len(array), *spatial)).T
-    image = nibabel.Nifti1Image(voxels, affine, dtype=array.dtype)
+    image: Any = Nifti1Image(voxels, affine, dtype=array.dtype)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
@@ -86,7 +84,7 @@ def _parsed(head: bytes, path: Path) -> Any:
         )
     if head[344:347] != b"n+1" and head[4:7] != b"n+2":
         raise DataError("holds no single-file NIfTI volume", path, "export it again as .nii.gz")
-    kind = Nifti2Header if head[4:7] == b"n+2" else Nifti1Header
+    kind: Any = Nifti2Header if head[4:7] == b"n+2" else Nifti1Header
     try:
         parsed = kind.from_fileobj(io.BytesIO(head[: kind.template_dtype.itemsize]), check=False)
         parsed.get_data_dtype()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maskmend.data.formats import MAX_VOXELS, Header, Limits, guard_size, placed, suffix_of
-from maskmend.errors import DataError, UsageError
+from maskmend.errors import DataError, UsageError, UserError
 
 _LOW_BITS = {
     "L;2": 85,
@@ -45,11 +46,11 @@ def read(path: Path, limits: Limits, *, indices: bool = False) -> tuple[np.ndarr
     if stretch > 1:
         pixels = pixels // stretch
     array = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    return array, _recounted(header, len(array))
+    return array, _as_read(header, array)
 
 
 def check_writable(path: Path, array: np.ndarray) -> None:
-    """Refuse (C, *S) pixels that the format cannot hold: PNG and BMP take flat uint8 or uint16, TIFF anything."""
+    """Refuse (C, *S) pixels that the format cannot hold: PNG takes flat uint8 or uint16, TIFF anything."""
     suffix = suffix_of(path)
     if _is_tiff(path):
         return
@@ -79,7 +80,7 @@ def _is_tiff(path: Path) -> bool:
 
 @contextmanager
 def _pillow(path: Path) -> Iterator[Any]:
-    """An opened image; Pillow's faults as ours. Its own size check is passed over: `guard_size` is the limit."""
+    """An opened image; Pillow's faults as ours. Its own size check is passed over for `guard_size`."""
     from PIL import Image
 
     Image.preinit()
@@ -107,7 +108,9 @@ def _damaged(error: Exception, path: Path) -> DataError:
 def _raster_header(image: Any, path: Path, limits: Limits) -> Header:
     width, height = image.size
     guard_size((height, width), path, limits, flat=True)
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    from PIL import Image
+
+    turned = Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8)  # the PNG class would decode all
     shape = (width, height) if turned else (height, width)
     colour = image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "P", "PA")
     dtype = {"I;16": "uint16", "I": "int32", "F": "float32"}.get(image.mode, "uint8")
@@ -126,10 +129,9 @@ def _unified(image: Any, indices: bool) -> Any:
     return image
 
 
-def _recounted(header: Header, channels: int) -> Header:
-    return Header(
-        header.format, header.shape, header.spacing_mm, header.affine, channels, header.dtype, header.lossy
-    )
+def _as_read(header: Header, array: np.ndarray) -> Header:
+    """What the pixels say in the end: alpha is gone, palettes are resolved, EXIF may have come late."""
+    return replace(header, shape=array.shape[1:], channels=len(array))
 
 
 @contextmanager
@@ -143,8 +145,10 @@ def _tiff(path: Path) -> Iterator[Any]:
         with tifffile.TiffFile(path) as file:
             _complete(file, path)
             yield file
-    except (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, EOFError) as error:
-        raise _damaged(error, path) from error  # tifffile.TiffFileError is a ValueError
+    except UserError:
+        raise
+    except Exception as error:  # tifffile raises many kinds for a damaged file
+        raise _damaged(error, path) from error
 
 
 def _complete(file: Any, path: Path) -> None:
@@ -196,7 +200,7 @@ def _read_tiff(path: Path, limits: Limits, indices: bool) -> tuple[np.ndarray, H
             array = array[:3]  # alpha
     if array.dtype.kind not in "biuf":
         raise DataError(f"holds {array.dtype} pixels, which are no intensities", path, "export real numbers")
-    return array, _recounted(header, len(array))
+    return array, _as_read(header, array)
 
 
 def _others(ndim: int, known: list[int]) -> list[int]:
@@ -214,7 +218,7 @@ def _tiff_pixels(file: Any, path: Path) -> np.ndarray:
 
         with Image.open(path) as image:
             pages = [np.array(page) for page in ImageSequence.Iterator(image)]
-        return np.stack(pages).reshape(file.series[0].shape)
+        pixels = np.stack(pages).reshape(file.series[0].shape)
     return pixels
 
 
