@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -80,6 +80,23 @@ def bar(description: str, total: int | None, *, start: int = 0) -> Iterator[Bar]
         lines = _Lines(description, total, start)
         yield lines
         lines.close()
+
+
+@contextmanager
+def counter(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that shows a bar; for functions that take `progress`."""
+    with ExitStack() as stack:
+        shown: list[Bar] = []
+        before = 0
+
+        def moved(done: int, total: int) -> None:
+            nonlocal before
+            if not shown:
+                shown.append(stack.enter_context(bar(description, total)))
+            shown[0].update(done - before)
+            before = done
+
+        yield moved
 
 
 class _Silent:

@@ -1,0 +1,320 @@
+"""The command line: one function per verb. Nothing heavy is imported before a verb is chosen.
+
+stdout is data, stderr is messages. Exit codes: 0 ok, 1 our bug, 2 usage or configuration, 3 data,
+4 resources, 130 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maskmend.errors import Interrupted, ResourceError, UsageError, UserError
+
+if TYPE_CHECKING:
+    from maskmend.config import Config
+
+app = typer.Typer(
+    help="Learn medical image segmentation from flawed masks, and find and mend the flaws.",
+    epilog="key=value sets any configuration key, e.g. train.steps=500; all: docs/reference/config.md",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--output", "-o", help="Where results go.", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings; the last one wins.")
+]
+File = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    ndim: Annotated[int, typer.Option(min=2, max=3, help="2 for images, 3 for volumes.")] = 2,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=50, help="Repetitions; from 5 on, intervals mean something.")
+    ] = 1,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Flaw a synthetic data set, train on it plainly and robustly, and report the difference."""
+    from maskmend.demo import demo as run_demo
+
+    answer = run_demo(out, ndim=ndim, seeds=seeds, overwrite=overwrite)
+    if as_json:
+        _print_json(answer)
+
+
+@app.command()
+def check(
+    dataset: Annotated[Path, typer.Argument(help="Data set folder or CSV manifest.")],
+    settings: Settings = None,
+    fix: Annotated[
+        Path | None, typer.Option("--fix", metavar="OUT", help="Write a mended copy here.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", metavar="PNG", help="Draw cases with contours.")
+    ] = None,
+    config: File = None,
+    as_json: Json = False,
+) -> None:
+    """Look at every file of a data set: all faults with their remedies, and what the data holds."""
+    from maskmend.data import check as checking
+
+    options = _load(config, settings, "data")
+    with _counter("checking") as progress:
+        result = checking.check(dataset, data=options.data, progress=progress)
+    mended = checking.fix(result, fix) if fix else None
+    if sheet and result.sheet(sheet):
+        _message(f"drew {sheet}")
+    if as_json:
+        _print_json(result.to_json() | ({"fix": mended} if mended is not None else {}))
+    else:
+        _print_rich(result.table())
+    if fix:
+        _message(f"wrote {fix}; what was done is in {fix / 'fixes.json'}")
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Data set folder or CSV manifest.")],
+    out: Out,
+    settings: Settings = None,
+    config: File = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stopped.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a segmentation model from images and (flawed) masks."""
+    from maskmend.config import dump
+
+    stored = out / "config.yaml"
+    options = _load(stored if resume and config is None and stored.is_file() else config, settings)
+    _message(dump(options).rstrip())
+    from maskmend.train.run import train as run_train
+
+    run = run_train(dataset, out, options, resume=resume, overwrite=overwrite)
+    _message(f"next: maskmend predict {shlex.quote(str(out))} IMAGES -o PREDICTIONS")
+    if as_json:
+        _print_json({"run": str(run.folder), "labels": run.labels, **run.facts})
+    else:
+        print(run.folder)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder of `maskmend train`.")],
+    images: Annotated[Path, typer.Argument(metavar="INPUT", help="Image, folder of images, or data set.")],
+    out: Out,
+    settings: Settings = None,
+    save: Annotated[str | None, typer.Option("--save", help="Any of labels,probs,uncertainty.")] = None,
+    config: File = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Segment images with a trained model, on their own grid and in their own format."""
+    stored = run / "config.yaml"
+    given = [*(settings or []), *([f"predict.save=[{save}]"] if save else [])]
+    options = _load(
+        config or (stored if stored.is_file() else None), given, "predict", "device", "data.max_voxels"
+    )
+    from maskmend.predict.run import predict as run_predict
+
+    with _counter("predicting") as progress:
+        files = run_predict(run, images, out, config=options, overwrite=overwrite, progress=progress)
+    _print_json([str(file) for file in files]) if as_json else print(*files, sep="\n")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PRED", help="Folder of predicted labels.")],
+    references: Annotated[Path, typer.Argument(metavar="REF", help="Folder of true labels, or a data set.")],
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table here as JSON.")] = None,
+    config: File = None,
+    as_json: Json = False,
+) -> None:
+    """Score predictions against references: per case and class, with intervals."""
+    options = _load(config, settings, "evaluate", "data")
+    from maskmend.evaluate.table import evaluate as run_evaluate
+
+    with _counter("scoring") as progress:
+        result = run_evaluate(predictions, references, config=options, progress=progress)
+    if out:
+        from maskmend.data.atomic import write_text
+
+        write_text(out, _json_text(result.to_json()))
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        _print_rich(result.to_table())
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Method to explain; all are listed without it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the ways of learning, or explain one and its settings."""
+    from maskmend.methods import names
+    from maskmend.reference import describe_method, method_facts
+
+    facts = [method_facts(known) for known in ([name] if name else names())]
+    if as_json:
+        _print_json(facts[0] if name else facts)
+    elif name:
+        print(describe_method(name))
+    else:
+        width = max(len(one["name"]) for one in facts)
+        print("\n".join(f"{one['name']:<{width}}  {one['summary']}" for one in facts))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Report versions, devices, memory and disk, and what is missing."""
+    from maskmend.doctor import describe, examine
+
+    facts = examine()
+    _print_json(facts) if as_json else print(describe(facts))
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(installed("maskmend"))
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; the entry point of `maskmend`.
+
+    Args:
+        arguments: words after the program's name; those of the process when None.
+    """
+    try:
+        code = app(
+            list(sys.argv[1:] if arguments is None else arguments),
+            prog_name="maskmend",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # `maskmend check ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UserError as error:
+        return _told(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return _told(Interrupted("stopped", None, "the same command goes on (`train` with --resume)"))
+    except MemoryError as error:
+        return _told(ResourceError(f"not enough memory {error}".strip(), None, "see `maskmend doctor`"))
+    except Exception as error:
+        return _told(wrong) if (wrong := _known(error)) else _bug()
+
+
+def _known(error: Exception) -> UserError | None:
+    """The user's side of errors that other libraries raise, None for a bug of ours."""
+    if hasattr(error, "format_message"):  # click: unknown option, missing argument
+        return UsageError(str(error.format_message()), None, _help_hint(error))
+    if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
+        return ResourceError(error.strerror or "disk full", error.filename, "free some space, then try again")
+    if isinstance(error, PermissionError):
+        return UsageError("no permission", error.filename, "choose another place or change its rights")
+    if type(error).__name__ == "OutOfMemoryError":
+        return ResourceError(
+            str(error).splitlines()[0], "GPU", "smaller train.batch, train.patch or predict.batch"
+        )
+    return None
+
+
+def _help_hint(error: Any) -> str:
+    verb = getattr(getattr(error, "ctx", None), "command_path", None) or "maskmend"
+    return f"see `{verb} --help`"
+
+
+def _told(error: UserError) -> int:
+    _message(f"maskmend: {error.kind}: {error}")
+    return error.exit_code
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    _message(
+        "maskmend: this is a bug in maskmend. Please report the lines above with `maskmend doctor --json`."
+    )
+    return 1
+
+
+def _load(file: Path | None, settings: Sequence[str] | None, *used: str) -> Config:
+    """The configuration; `used` names the sections or keys this verb heeds (all when empty)."""
+    from maskmend.config import load
+
+    options = load(file, settings or ())
+    for text in settings or ():
+        key = text.partition("=")[0].strip()
+        if used and not any(f"{key}.".startswith(f"{name}.") for name in used):
+            raise UsageError("has no effect on this verb", key, f"it heeds: {', '.join(used)}")
+    return options
+
+
+@contextmanager
+def _counter(description: str) -> Iterator[Callable[[int, int], None]]:
+    from maskmend.progress import counter
+
+    with counter(description) as moved:
+        yield moved
+
+
+def _message(text: str) -> None:
+    from maskmend.progress import message
+
+    message(text)
+
+
+def _print_rich(content: Any) -> None:
+    from rich.console import Console
+
+    # Without a terminal rich would wrap at 80 columns, which breaks paths in logs and pipes.
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(content)
+
+
+def _print_json(value: Any) -> None:
+    print(_json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity nor paths."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    return value if isinstance(value, str | int | None) else str(value)
