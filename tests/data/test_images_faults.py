@@ -93,7 +93,7 @@ def test_what_is_not_an_image_is_named(tmp_path: Path) -> None:
         images.read_image(path)
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "b.png")
     (tmp_path / "b.png").rename(tmp_path / "b.tif")
-    with pytest.raises(DataError, match="named .tif but holds a PNG"):
+    with pytest.raises(DataError, match=r"named \.tif but holds a PNG"):
         images.read_image(tmp_path / "b.tif")
     path.write_bytes(gzip.compress(b"hello" * 200))
     with pytest.raises(DataError, match="no single-file NIfTI"):
@@ -170,7 +170,7 @@ def test_labels_of_floats(tmp_path: Path) -> None:
     nibabel.save(
         nibabel.Nifti1Image(np.linspace(0, 1, 60, dtype=np.float32).reshape(3, 4, 5), np.eye(4)), path
     )
-    with pytest.raises(DataError, match="60 values that are no whole numbers: saved as JPEG or resized"):
+    with pytest.raises(DataError, match="60 values, not whole numbers: saved as JPEG or resized"):
         images.read_label(path)
     nibabel.save(nibabel.Nifti1Image(np.where(whole == 1, np.nan, whole), np.eye(4)), path)
     with pytest.raises(DataError, match="NaN"):

@@ -42,7 +42,7 @@ def find_cases(
     What the arguments say wins over `maskmend.json`, and that over `dataset.json`.
 
     Args:
-        path: the data set's folder or CSV manifest; without `need_labels` also a folder of images or an image.
+        path: the data set's folder or CSV manifest; without `need_labels` also images alone.
         layout: "folders", "nnunet", "msd" or "csv"; None detects it.
         labels: class name to file value. Background may be left out.
         ignore: the file value that means "not annotated".

@@ -225,7 +225,7 @@ def _integers(array: np.ndarray, path: Path) -> np.ndarray:
                 listed = ", ".join(f"{value:g}" for value in values)
                 fact = f"the label values {listed} are no whole numbers: scaled by the header (scl_slope)?"
                 raise DataError(fact, path, "save labels as integers, unscaled")
-            fact = f"{len(values)} values that are no whole numbers: saved as JPEG or resized with interpolation?"
+            fact = f"{len(values)} values, not whole numbers: saved as JPEG or resized with interpolation?"
             raise DataError(fact, path, "resize labels with nearest neighbour, save them as integers")
         array = whole
     low, high = array.min(initial=0), array.max(initial=0)

@@ -60,7 +60,8 @@ def _check_columns(columns: list[str], path: Path) -> None:
     for column in columns:
         if column in COLUMNS or re.fullmatch(r"image_\d+|rater_.+", column):
             continue
-        if close := difflib.get_close_matches(column, COLUMNS, n=1, cutoff=0.75):
+        absent = [name for name in COLUMNS if name not in columns]
+        if close := difflib.get_close_matches(column, absent, n=1, cutoff=0.8):
             raise UsageError(f"unknown column {column!r}", path, f"did you mean {close[0]!r}?")
     if "image" not in columns and "image_0" not in columns:
         raise UsageError("has no column 'image'", path, f"columns: {','.join(COLUMNS)},rater_NAME")

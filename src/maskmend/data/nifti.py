@@ -48,7 +48,7 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
     affine = geometry.affine
     if affine is None:
-        affine = np.diag([*geometry.spacing_mm[::-1], 1.0, 1.0][:3] + [1.0])
+        affine = np.diag([*geometry.spacing_mm[::-1], 1.0, 1.0][:4])
     spatial = array.shape[1:] if geometry.ndim == 3 else (1, *array.shape[1:])
     voxels = array.reshape(spatial if len(array) == 1 else (len(array), *spatial)).T
     image: Any = Nifti1Image(voxels, affine, dtype=array.dtype)
