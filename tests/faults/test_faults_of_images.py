@@ -135,6 +135,34 @@ def test_row_13_other_orientation_and_spacing_is_resampled(volumes, expect, tmp_
     assert (nibabel.load(tmp_path / "out" / "labels" / "v1.nii.gz").get_fdata() == original).all()
 
 
+@pytest.mark.parametrize("ignore", [None, 9])
+def test_row_13_beyond_the_label_is_background_or_ignored(volumes, tmp_path, ignore):
+    def fill(array, affine):
+        array[:] = 1
+        affine[0, 3] += 1.0
+        return array, affine
+
+    _edit(volumes / "labels" / "v1.nii.gz", fill)
+    result = check(volumes, data=_data(ignore=ignore))
+    fix(result, tmp_path / "out")
+    mended = nibabel.load(tmp_path / "out" / "labels" / "v1.nii.gz").get_fdata()
+    assert (mended[0] == (ignore or 0)).all(), "the label's first slab is the image's second"
+    assert (mended[1:] == 1).all()
+
+
+def test_row_12_finer_label_of_the_same_box_is_resampled(volumes, expect, tmp_path):
+    path = volumes / "labels" / "v2.nii.gz"
+    label = nibabel.load(path)
+    fine = np.asarray(label.dataobj).repeat(2, 0)
+    affine = label.affine @ np.diag([0.5, 1, 1, 1])
+    affine[0, 3] -= 0.25 * label.affine[0, 0]
+    nibabel.save(nibabel.Nifti1Image(fine, affine), path)
+    result, _ = expect(volumes, 12, "(10, 12, 28)", "the same box", "--fix", case="v2")
+    fix(result, tmp_path / "out")
+    mended = nibabel.load(tmp_path / "out" / "labels" / "v2.nii.gz")
+    assert (mended.get_fdata() == label.get_fdata()).all()
+
+
 def test_row_13_lost_header_is_not_resampled_away(volumes, expect, tmp_path):
     _edit(volumes / "labels" / "v1.nii.gz", lambda array, affine: (array, np.eye(4)))
     result, finding = expect(volumes, 13, "bare default", "data.spacing_mm=", case="v1")
