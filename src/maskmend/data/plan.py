@@ -152,7 +152,7 @@ def choose_patch(shape: Sequence[int], most_voxels: int) -> tuple[tuple[int, ...
 
 def _deep_enough(size: Sequence[float], depth: int) -> bool:
     cells = [math.ceil(n / 2**depth) for n in size]
-    padding = math.prod(cells) * 2 ** (depth * len(cells)) / math.prod(size)
+    padding = math.prod(cells) * math.pow(2, depth * len(cells)) / math.prod(size)
     return min(cells) >= _BOTTLENECK_LEAST and padding <= _PADDING_MOST[len(cells)]
 
 
