@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from maskmend.data.augment import Choice, apply, choose
+from maskmend.data.augment import Choice, _displacement, apply, choose
 from maskmend.errors import UsageError
 
 
@@ -227,6 +227,16 @@ def test_elastic_bends_without_folding():
         inner = apply(batch, [choice])["image"][0, 0, 8:-8, 8:-8]
         assert (inner.diff(dim=0) > 0).all()
         assert (inner - ramp[0, 0, 8:-8, 8:-8]).abs().max() > 0.3
+
+
+def test_elastic_is_as_large_as_asked():
+    choices = [Choice(2, bend=0.04, bend_seed=seed) for seed in range(60)]
+    field = _displacement(choices, (64, 64), torch.device("cpu")) / 2
+    # A spline averages its control points: at a knot the weights are 1/6, 4/6 and 1/6 along each axis.
+    least = 0.04 * (1 / 36 + 16 / 36 + 1 / 36) * 0.8
+    assert least < field.std() < 0.04
+    assert not torch.allclose(field[0], field[1])
+    assert field.diff(dim=1).abs().max() < 0.02
 
 
 def test_thick_slices_are_not_tilted():

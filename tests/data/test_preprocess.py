@@ -55,6 +55,7 @@ def test_fingerprint_counts_what_is_there(tmp_path):
     images = [rng.normal(100, 20, (1, 12, 14, 16)).astype(np.float32) for _ in range(3)]
     images[2][:] = 0
     images[2][0, 2:8, 3:9, 4:10] = 5
+    images[2][0, 0, 0, 0] = np.nan
     labels = [np.zeros((12, 14, 16), np.int32) for _ in range(3)]
     labels[0][3:6, 3:6, 3:6] = 7
     affine = np.diag([0.5, 0.6, 2.0, 1.0])
@@ -67,6 +68,7 @@ def test_fingerprint_counts_what_is_there(tmp_path):
     assert facts.class_voxels == {0: 3 * 12 * 14 * 16 - 27, 7: 27}
     assert facts.empty_masks == ("case_1", "case_2")
     assert facts.cases[0].left_right == 2
+    images[2] = np.nan_to_num(images[2])
     everything = np.concatenate([image.ravel() for image in images])
     assert facts.channels[0].all.mean == pytest.approx(everything.mean(), rel=1e-4)
     assert facts.channels[0].all.maximum == pytest.approx(everything.max())
@@ -177,6 +179,12 @@ def test_plan_explains_what_does_not_fit(override, message):
         make_plan(dataset_of(), facts, load(None, [override, "device=cpu"]))
 
 
+def test_class_numbers_follow_file_values_not_names():
+    dataset = dataset_of(labels={"zone": 1, "apex": 5, "wall": 3, "void": 0})
+    plan = make_plan(dataset, facts_of([(32, 32)], (1.0, 1.0)), load())
+    assert list(plan.classes) == ["void", "zone", "wall", "apex"]
+
+
 def test_plan_needs_classes():
     with pytest.raises(DataError, match=r"data\.labels"):
         make_plan(dataset_of(labels={}), facts_of([(32, 32)], (1.0, 1.0)), load())
@@ -245,9 +253,9 @@ def test_zscore_ct_rgb_and_minmax():
 
 
 @pytest.mark.parametrize("scheme", ["zscore", "minmax"])
-@pytest.mark.parametrize("value", [0.0, 3.7, -1024.0, 1e9])
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.7, -1024.0, 1e9])
 def test_a_constant_image_becomes_zero(scheme, value):
-    image = np.full((1, 9, 9), value, np.float32)
+    image = np.full((1, 37, 101), value, np.float32)
     assert (normalise(image, [ChannelPlan(name="x", scheme=scheme)]) == 0).all()
 
 

@@ -149,6 +149,14 @@ def test_foreground_lies_in_the_middle_where_the_case_allows(tmp_path):
     assert all((s.label > 0).any() for s in ones)
 
 
+def test_a_patch_leaves_the_case_only_where_the_case_is_smaller(cache):
+    for epoch in range(30):
+        for index in range(len(cache)):
+            one = sample(cache, epoch, index, foreground=1.0)
+            for start, extent, size in zip(one.start, cache.plan.patch, cache.shape(one.index), strict=True):
+                assert 0 <= start <= size - extent if size >= extent else size - extent <= start <= 0
+
+
 def test_memory_is_cropped_like_the_label(cache):
     maps = {}
     for number in range(len(cache)):

@@ -137,7 +137,7 @@ def choose_patch(shape: Sequence[int], most_voxels: int) -> tuple[tuple[int, ...
         >>> choose_patch((35, 51, 35), 64 * 96 * 96)
         ((40, 56, 40), 3)
         >>> choose_patch((540, 800), 256 * 256)
-        ((208, 304), 4)
+        ((224, 288), 4)
     """
     shrink = min(1.0, (most_voxels / math.prod(shape)) ** (1 / len(shape)))
     # A short axis stays whole; the long ones pay for it.
@@ -152,7 +152,7 @@ def choose_patch(shape: Sequence[int], most_voxels: int) -> tuple[tuple[int, ...
 
 def _deep_enough(size: Sequence[float], depth: int) -> bool:
     cells = [math.ceil(n / 2**depth) for n in size]
-    padding = math.prod(cells) * math.pow(2, depth * len(cells)) / math.prod(size)
+    padding: float = math.prod(n * 2.0**depth for n in cells) / math.prod(size)
     return min(cells) >= _BOTTLENECK_LEAST and padding <= _PADDING_MOST[len(cells)]
 
 
