@@ -259,6 +259,12 @@ def test_a_constant_image_becomes_zero(scheme, value):
     assert (normalise(image, [ChannelPlan(name="x", scheme=scheme)]) == 0).all()
 
 
+def test_rounding_is_not_contrast():
+    image = np.full((1, 9, 9), 1000, np.float32)
+    image[0, 0, 0] = np.nextafter(image[0, 0, 0], np.float32(2000))
+    assert (normalise(image, [ChannelPlan(name="x", scheme="zscore")]) == 0).all()
+
+
 def test_nan_and_infinity_become_background():
     image = np.arange(64, dtype=np.float32).reshape(1, 8, 8) - 10
     image[0, 0, 5], image[0, 3, 3], image[0, 7, 7] = np.nan, np.inf, -np.inf
