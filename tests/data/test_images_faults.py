@@ -83,6 +83,20 @@ def test_every_flipped_byte_of_the_body_is_found(tmp_path: Path, suffix: str) ->
         images.read_label(path)
 
 
+def test_every_flipped_byte_of_a_png_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    images.write_label(
+        path, np.random.default_rng(0).integers(0, 4, (40, 41)), Geometry((40, 41), (1.0, 1.0))
+    )
+    whole = path.read_bytes()
+    for position in range(0, len(whole) - 12, 5):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises((DataError, ResourceError)):
+            images.read_label(path)
+
+
 def test_what_is_not_an_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     path.write_text("<!DOCTYPE html><html>404</html>")

@@ -44,14 +44,15 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
     The bytes depend on voxels and geometry alone (no time, no name), so equal results are equal files.
     """
-    from nibabel import Nifti1Image
+    import nibabel
 
     affine = geometry.affine
     if affine is None:
         affine = np.diag([*geometry.spacing_mm[::-1], 1.0, 1.0][:4])
     spatial = array.shape[1:] if geometry.ndim == 3 else (1, *array.shape[1:])
     voxels = array.reshape(spatial if len(array) == 1 else (len(array), *spatial)).T
-    image: Any = Nifti1Image(voxels, affine, dtype=array.dtype)
+    make: Any = nibabel.Nifti1Image  # untyped
+    image = make(voxels, affine, dtype=array.dtype)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +42,8 @@ def read(path: Path, limits: Limits, *, indices: bool = False) -> tuple[np.ndarr
 
     with _pillow(path) as image:
         header = _raster_header(image, path, limits)
+        if suffix_of(path) == ".png":
+            _verify_png(path)
         stretch = _LOW_BITS.get(str(image.tile[0][3]) if image.tile else "", 1)
         pixels = np.asarray(_unified(ImageOps.exif_transpose(image), indices))
     if stretch > 1:
@@ -103,6 +106,21 @@ def _damaged(error: Exception, path: Path) -> DataError:
     if "checksum" in text or "CRC" in text or "broken" in text:
         return DataError(f"fails its checksum ({text})", path, "copy it again from its source")
     return DataError(f"cannot be decoded ({text})", path, "export it again")
+
+
+def _verify_png(path: Path) -> None:
+    """Pillow stops once it has all pixels, before the last checksum: each part's own is checked here."""
+    data, start, kind = path.read_bytes(), 8, b""
+    while kind != b"IEND":
+        if start + 12 > len(data):
+            raise DataError("ends early", path, "copy it again from its source")
+        size, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        end = start + 8 + size
+        if end + 4 > len(data):
+            raise DataError("ends early", path, "copy it again from its source")
+        if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise DataError(f"fails its checksum in the part {kind!r}", path, "copy it again from its source")
+        start = end + 4
 
 
 def _raster_header(image: Any, path: Path, limits: Limits) -> Header:
