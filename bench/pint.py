@@ -147,6 +147,7 @@ def run(spec: Spec, data_root: Path) -> dict[str, Any]:
         folder = Path(name)
         flawed, truth, given = _flaw(train, spec, folder / "labels")
         config = load(None, [f"train.seed={spec.seed}", "train.picture_every=1000000", *spec.settings])
+        config.data.cache = Path(tempfile.gettempdir()) / "maskmend-bench-cache"
         began = time.perf_counter()
         source = replace(dataset, cases=tuple(replace(c, split="train") for c in flawed))
         trained = training.train(source, folder / "run", config)

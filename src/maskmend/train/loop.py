@@ -65,7 +65,7 @@ def fit(fabric: Fabric, job: Job) -> None:
         method.load_state_dict(state["method"])
     wrapped, optimizer = fabric.setup(method, optimizer)
     wrapped.mark_forward_method("training_step")
-    memory = Memory(job.folder / "memory")
+    memory = Memory(job.folder / "memory", fabric.global_rank)
     step = 0
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])

@@ -40,6 +40,7 @@ def revise_all(fabric: Fabric, method: Method, job: Job, memory: Memory, version
     )
     for index, probs in zip(mine, looks, strict=True):
         _revise_one(method, job, memory, version, index, probs, progress)
+    memory.finish()
     _share_case_state(fabric, method, mine)
     method.after_revision(progress)
     fabric.barrier()
