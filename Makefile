@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: venv demo test check format bench docs clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "maskmend needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,formats,tensorboard]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/maskmend demo -o demo --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow'
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# `make bench` lists the benches; `make bench NAME=pint ARGS="--help"` runs one.
+bench: $(STAMP)
+ifdef NAME
+	$(BIN)/python bench/$(NAME).py $(ARGS)
+else
+	@for file in bench/*.py; do sed -n '1s/"""/  /gp' $$file | sed "s|^|make bench NAME=$$(basename $$file .py)|"; done
+endif
+
+docs: $(STAMP)
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .import_linter_cache
