@@ -230,6 +230,8 @@ def test_public_names() -> None:
 
 
 def test_a_verb_is_callable_whatever_was_imported_before() -> None:
-    code = "import maskmend.train.run, maskmend, inspect; print('resume' in inspect.signature(maskmend.train).parameters)"
+    code = (
+        "import maskmend.train.run, inspect; print('resume' in inspect.signature(maskmend.train).parameters)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "True"

@@ -214,14 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: words after the program's name; those of the process when None.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(
-            list(sys.argv[1:] if arguments is None else arguments),
-            prog_name="maskmend",
-            standalone_mode=False,
-        )
+        code = _run(words)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return code
     except BrokenPipeError:  # `maskmend check ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -233,6 +230,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(ResourceError(f"not enough memory {error}".strip(), None, "see `maskmend doctor`"))
     except Exception as error:
         return _told(wrong) if (wrong := _known(error)) else _bug()
+
+
+def _run(words: list[str]) -> int:
+    """One command without typer's own handling of interrupts and closed pipes, which hides them from `main`."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("maskmend", words) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return ended.exit_code
+    return 0
 
 
 def _known(error: Exception) -> UserError | None:
