@@ -6,7 +6,7 @@ Empty masks, one policy for every metric:
   would let classes that are seldom there lift the mean.
 - Only the reference has it (`missed`) or only the prediction (`spurious`): Dice, IoU and surface Dice are 0;
   HD95 and ASD are the image's diagonal in mm, the worst that could be. Leaving such cases out would
-  reward a model for predicting nothing.
+  reward a model for predicting nothing. (The same where ignored voxels hide the whole surface of one.)
 - Relative volume difference is NaN without a reference volume, since there is nothing to relate it to.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskmend.errors import UsageError
-from maskmend.evaluate.surface import SurfaceDistances, surface_distances
+from maskmend.evaluate.surface import surface_distances
 
 METRICS = (
     "dice",
@@ -55,6 +55,11 @@ class ClassMetrics:
     volume_difference: float
     volume_difference_relative: float
     state: str
+
+
+_NAN = float("nan")
+ABSENT = ClassMetrics(_NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, "absent")
+"""What a class scores that neither mask has."""
 
 
 def case_metrics(
@@ -96,25 +101,21 @@ def mask_metrics(
         pred, ref = pred & valid, ref & valid
     n_pred, n_ref, n_both = (int(np.count_nonzero(mask)) for mask in (pred, ref, pred & ref))
     if not n_pred and not n_ref:
-        return ClassMetrics(*[float("nan")] * len(METRICS), state="absent")
+        return ABSENT
     # ml = 1000 mm3, cm2 = 100 mm2
     unit = float(np.prod(spacing_mm)) / (1000 if ref.ndim == 3 else 100)
-    hd95, asd, nsd = _surface_metrics(surface_distances(pred, ref, spacing_mm, valid=valid), tolerance_mm)
+    distances = surface_distances(pred, ref, spacing_mm, valid=valid)
     worst = float(np.linalg.norm(np.multiply(ref.shape, spacing_mm)))
     return ClassMetrics(
         dice=2 * n_both / (n_pred + n_ref),
         iou=n_both / (n_pred + n_ref - n_both),
-        hd95_mm=min(hd95, worst) if hd95 == hd95 else hd95,
-        asd_mm=min(asd, worst) if asd == asd else asd,
-        surface_dice=nsd,
+        hd95_mm=float(np.minimum(distances.hausdorff(95), worst)),
+        asd_mm=float(np.minimum(distances.average(), worst)),
+        surface_dice=distances.surface_dice(tolerance_mm),
         volume_difference=(n_pred - n_ref) * unit,
         volume_difference_relative=(n_pred - n_ref) / n_ref if n_ref else float("nan"),
         state="both" if n_pred and n_ref else "missed" if n_ref else "spurious",
     )
-
-
-def _surface_metrics(distances: SurfaceDistances, tolerance_mm: float) -> tuple[float, float, float]:
-    return distances.hausdorff(95), distances.average(), distances.surface_dice(tolerance_mm)
 
 
 def _valid(ref: np.ndarray, ignore: int | None, ignore_mask: np.ndarray | None) -> np.ndarray | None:

@@ -1,0 +1,376 @@
+"""Score a folder of predictions: one row per case and class, and a summary with intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskmend.config import Config
+from maskmend.data.atomic import write_text
+from maskmend.data.geometry_check import TOLERANCE_MM, corner_error_mm, shape_hint
+from maskmend.data.images import read_label
+from maskmend.errors import DataError
+from maskmend.evaluate.metrics import ABSENT, METRICS, ClassMetrics, case_metrics
+from maskmend.evaluate.pairs import Pair, Pairs, find_pairs
+from maskmend.evaluate.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ALL_CLASSES = "mean of classes"
+"""The summary's name for each case's mean over its classes."""
+
+_SHOWN = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95_mm": "HD95 mm",
+    "asd_mm": "ASD mm",
+    "surface_dice": "surface Dice",
+    "volume_difference_relative": "volume",
+}
+_AVERAGED = METRICS[:5]  # volumes of different organs have no common mean
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class of one case.
+
+    Args:
+        case: id of the case.
+        label: name of the class.
+        metrics: its figures.
+        group: patient, when known.
+        site: where the case is from, when known.
+    """
+
+    case: str
+    label: str
+    metrics: ClassMetrics
+    group: str | None = None
+    site: str | None = None
+
+    def flat(self) -> dict[str, Any]:
+        """One level of keys, in the order of the CSV file; NaN becomes None."""
+        figures = {key: _finite(value) for key, value in asdict(self.metrics).items()}
+        return {"case": self.case, "label": self.label, **figures, "group": self.group, "site": self.site}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one class over the cases.
+
+    Args:
+        label: class name, or "mean of classes".
+        metric: one of `METRICS`.
+        mean: over cases where it is defined.
+        low: lower end of the mean's 95 % bootstrap interval; NaN with fewer than two cases (or groups).
+        high: upper end.
+        median: over the same cases.
+        n: number of those cases.
+        n_empty: cases left out because neither mask has the class.
+        missed: cases whose prediction lacks the class; they count as worst.
+        spurious: cases whose reference lacks the class; they count as worst.
+    """
+
+    label: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    median: float
+    n: int
+    n_empty: int
+    missed: int
+    spurious: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a set of predictions.
+
+    Args:
+        rows: one per case and class, sorted by case.
+        summary: one per class and metric; with several classes also for the mean of classes.
+        labels: class name to value.
+        tolerance_mm: of the surface Dice.
+        unmatched: predictions without a reference, not scored.
+        volume_unit: "ml", or "cm2" for 2-D images.
+    """
+
+    rows: tuple[Row, ...]
+    summary: tuple[Summary, ...]
+    labels: Mapping[str, int]
+    tolerance_mm: float
+    unmatched: tuple[str, ...] = ()
+    volume_unit: str = field(default="ml")
+
+    def __getitem__(self, key: tuple[str, str]) -> Summary:
+        """`evaluation["tumour", "dice"].mean`."""
+        for row in self.summary:
+            if (row.label, row.metric) == key:
+                return row
+        raise KeyError(key)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready facts: summary, rows and what the figures mean; NaN becomes None."""
+        summary = [{key: _finite(value) for key, value in asdict(row).items()} for row in self.summary]
+        return {
+            "tolerance_mm": self.tolerance_mm,
+            "volume_unit": self.volume_unit,
+            "labels": dict(self.labels),
+            "summary": summary,
+            "rows": [row.flat() for row in self.rows],
+            "unmatched": list(self.unmatched),
+        }
+
+    def to_csv(self, path: Path | str) -> None:
+        """Write one line per case and class, atomically; what is undefined stays empty."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0].flat()), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.flat() for row in self.rows)
+        write_text(Path(path), text.getvalue())
+
+    def to_table(self) -> Table:
+        """A table for a terminal: a line per class, mean and 95 % interval per metric."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(caption=Text(self._caption()), caption_justify="left")
+        for heading in ("class", *_SHOWN.values(), "cases", "absent", "missed", "spurious"):
+            table.add_column(heading, justify="left" if heading == "class" else "right")
+        for label in dict.fromkeys(row.label for row in self.summary):
+            rows = {row.metric: row for row in self.summary if row.label == label}
+            first = rows["dice"]
+            counts = (first.n, first.n_empty, first.missed, first.spurious)
+            cells = [_cell(rows.get(metric), metric) for metric in _SHOWN]
+            table.add_row(Text(label), *cells, *map(str, counts))
+        return table
+
+    def _caption(self) -> str:
+        parts = [f"mean (95 % bootstrap interval); surface Dice at {self.tolerance_mm:g} mm"]
+        parts.append("missed or spurious: Dice 0 and the image diagonal; absent in both: left out")
+        if self.unmatched:
+            shown = ", ".join(self.unmatched[:3])
+            parts.append(f"{len(self.unmatched)} predictions have no reference: {shown}")
+        return "\n".join(parts)
+
+
+def evaluate(
+    pred: Path | str, ref: Path | str, *,
+    config: Config | None = None, labels: Mapping[str, int] | None = None, ignore: int | None = None,
+    spacing_mm: Sequence[float] | None = None, tolerance_mm: float | None = None,
+    bootstrap: int | None = None, seed: int | None = None, processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:  # fmt: skip
+    """Score predicted labels against reference labels (see `maskmend.evaluate.metrics` for empty masks).
+
+    Args:
+        pred: a label file, or a folder of them.
+        ref: a label file, a folder of them, or a data set; matched to predictions by stem.
+        config: settings; what follows wins over it.
+        labels: class name to value of the classes to score. Else the data set's own, else every value found.
+        ignore: value in the references of voxels that do not count.
+        spacing_mm: voxel size where the files' own is wrong or missing (PNG), slowest axis first.
+        tolerance_mm: for the surface Dice; 1 mm by default.
+        bootstrap: samples for the intervals.
+        seed: decides them.
+        processes: cases scored at a time.
+        progress: called with (cases done, cases in all).
+
+    Raises:
+        UsageError: nothing there.
+        DataError: a missing prediction, shapes or positions (beyond 0.1 mm) that differ, values that do not
+            match, or a damaged file.
+    """
+    config = config or Config()
+    changes: dict[str, Any] = {"labels": None if labels is None else dict(labels), "ignore": ignore}
+    changes["spacing_mm"] = None if spacing_mm is None else list(spacing_mm)
+    data = config.data.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    pairs = find_pairs(pred, ref, data)
+    tolerance = config.evaluate.tolerance_mm if tolerance_mm is None else tolerance_mm
+    score = partial(
+        score_pair, labels=pairs.labels, ignore=pairs.ignore, spacing_mm=pairs.spacing_mm,
+        tolerance_mm=tolerance, max_voxels=data.max_voxels,
+    )  # fmt: skip
+    scores = list(_each(score, pairs.pairs, processes, progress))
+    names = dict(pairs.labels) or _names(scores)
+    _check_values(scores, names, pred)
+    rows = tuple(_rows(pairs, scores, names))
+    samples = config.evaluate.bootstrap if bootstrap is None else bootstrap
+    chosen = config.evaluate.seed if seed is None else seed
+    unit = "ml" if scores[0].ndim == 3 else "cm2"
+    return Evaluation(rows, summarise(rows, samples, chosen), names, tolerance, pairs.unmatched, unit)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one pair of files gave.
+
+    Args:
+        metrics: class name to figures; with undeclared classes, of the values that occur.
+        pred_values: values in the prediction, 0 left out.
+        ref_values: values in the reference, 0 and the ignored one left out.
+        ndim: 2 or 3.
+    """
+
+    metrics: Mapping[str, ClassMetrics]
+    pred_values: frozenset[int]
+    ref_values: frozenset[int]
+    ndim: int
+
+
+def score_pair(
+    pair: Pair, *, labels: Mapping[str, int], ignore: int | None, spacing_mm: Sequence[float] | None,
+    tolerance_mm: float, max_voxels: int,
+) -> Score:  # fmt: skip
+    """Read and score one pair.
+
+    Args:
+        pair: the files.
+        labels: classes to score; empty takes every value found, named class_1, class_2 and so on.
+        ignore: value that does not count.
+        spacing_mm: overrides the reference's.
+        tolerance_mm: for the surface Dice.
+        max_voxels: refuse larger files.
+
+    Raises:
+        DataError: as `evaluate`.
+    """
+    read = partial(read_label, max_voxels=max_voxels, spacing_mm=spacing_mm)
+    (pred, pred_at), (ref, ref_at) = read(pair.pred), read(pair.ref)
+    if pred.shape != ref.shape:
+        hint = shape_hint(ref.shape, pred.shape)
+        fact = f"the prediction's shape {pred.shape} is not the reference's {ref.shape}"
+        raise DataError(fact, pair.pred, hint)
+    error = corner_error_mm(ref_at, pred_at)
+    if error is not None and error > TOLERANCE_MM:
+        fact = f"the prediction lies up to {error:.3g} mm from the reference {pair.ref.name}"
+        raise DataError(fact, pair.pred, "resample it to the reference's grid, or restore the header it lost")
+    mask = None if pair.ignore is None else read(pair.ignore)[0]
+    pred_values, ref_values = _values(pred) - {0}, _values(ref) - {0, ignore}
+    classes = labels or {_name(value): value for value in sorted(pred_values | ref_values)}
+    metrics = case_metrics(
+        pred, ref, ref_at.spacing_mm, classes, ignore=ignore, ignore_mask=mask, tolerance_mm=tolerance_mm
+    )
+    return Score(metrics, pred_values, ref_values, ref.ndim)
+
+
+def summarise(rows: Sequence[Row], bootstrap: int = 2000, seed: int = 0) -> tuple[Summary, ...]:
+    """One summary per class and metric; with several classes also of each case's mean over classes.
+
+    Args:
+        rows: one per case and class.
+        bootstrap: samples for the intervals. Where cases name a group (a patient), whole groups are drawn.
+        seed: decides them.
+    """
+    labels = list(dict.fromkeys(row.label for row in rows))
+    chosen = [(label, metric) for label in labels for metric in METRICS]
+    out = [_summary(rows, label, metric, bootstrap, seed) for label, metric in chosen]
+    if len(labels) > 1:
+        out += [_summary(rows, None, metric, bootstrap, seed) for metric in _AVERAGED]
+    return tuple(out)
+
+
+def _summary(rows: Sequence[Row], label: str | None, metric: str, bootstrap: int, seed: int) -> Summary:
+    mine = [row for row in rows if label is None or row.label == label]
+    per_case: dict[str, list[float]] = {}
+    group_of: dict[str, str] = {}
+    for row in mine:
+        value = getattr(row.metrics, metric)
+        if math.isfinite(value):
+            per_case.setdefault(row.case, []).append(value)
+            group_of[row.case] = row.group or f"case {row.case}"
+    means = {case: float(np.mean(values)) for case, values in per_case.items()}
+    values = np.array(list(means.values()))
+    groups = [group_of[case] for case in means]
+    interval = bootstrap_interval(values, resamples=bootstrap, seed=seed, groups=groups)
+    states = [row.metrics.state for row in mine]
+    present = {row.case for row in mine if row.metrics.state != "absent"}
+    absent = len({row.case for row in mine} - present)
+    middle = float(np.median(values)) if len(values) else float("nan")
+    return Summary(
+        label or ALL_CLASSES, metric, interval.estimate, interval.low, interval.high, middle, len(values),
+        absent, states.count("missed"), states.count("spurious"),
+    )  # fmt: skip
+
+
+def _each(
+    score: Callable[[Pair], Score], pairs: Sequence[Pair], processes: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Score]:  # fmt: skip
+    if processes <= 1 or len(pairs) == 1:
+        yield from _counted(map(score, pairs), len(pairs), progress)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    # "spawn": a forked child of a process with threads (torch) can hang.
+    with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=get_context("spawn")) as pool:
+        yield from _counted(pool.map(score, pairs), len(pairs), progress)
+
+
+def _counted(
+    scores: Iterator[Score], total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[Score]:
+    for done, score in enumerate(scores, 1):
+        if progress:
+            progress(done, total)
+        yield score
+
+
+def _rows(pairs: Pairs, scores: Sequence[Score], names: Mapping[str, int]) -> Iterator[Row]:
+    for pair, score in zip(pairs.pairs, scores, strict=True):
+        for name in names:
+            yield Row(pair.case, name, score.metrics.get(name, ABSENT), pair.group, pair.site)
+
+
+def _names(scores: Sequence[Score]) -> dict[str, int]:
+    values = set().union(*(score.pred_values | score.ref_values for score in scores))
+    return {_name(value): value for value in sorted(values)}
+
+
+def _check_values(scores: Sequence[Score], names: Mapping[str, int], pred: Path | str) -> None:
+    """Refuse predictions and references that speak of classes in different numbers (0/1 against 0/255)."""
+    in_pred = set().union(*(score.pred_values for score in scores))
+    in_ref = set().union(*(score.ref_values for score in scores))
+    if not names:
+        raise DataError("predictions and references hold background alone: there is no class to score", pred)
+    if in_pred and in_ref and not in_pred & in_ref:
+        fact = f"predictions hold {_list(in_pred)}, references {_list(in_ref)}: no value in common"
+        raise DataError(fact, pred, "save both with the same class numbers")
+
+
+def _values(label: np.ndarray) -> frozenset[int]:
+    low, high = int(label.min(initial=0)), int(label.max(initial=0))
+    if high - low < 65536:  # counting is many times faster than sorting a volume
+        return frozenset((np.flatnonzero(np.bincount(label.ravel() - low)) + low).tolist())
+    return frozenset(np.unique(label).tolist())
+
+
+def _name(value: int) -> str:
+    return f"class_{value}"
+
+
+def _list(values: set[int]) -> str:
+    return ", ".join(map(str, sorted(values)[:6]))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(row: Summary | None, metric: str) -> str:
+    if row is None or not row.n:
+        return "-"
+    style = "+.1%" if metric == "volume_difference_relative" else ".2f" if metric.endswith("_mm") else ".3f"
+    interval = f" ({row.low:{style}} to {row.high:{style}})" if math.isfinite(row.low) else ""
+    return f"{row.mean:{style}}{interval}"
