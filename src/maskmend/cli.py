@@ -48,15 +48,17 @@ def demo(
     seeds: Annotated[
         int, typer.Option(min=1, max=50, help="Repetitions; from 5 on, intervals mean something.")
     ] = 1,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of each training; fewer is faster, worse.")
+    ] = None,
     as_json: Json = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Flaw a synthetic data set, train on it plainly and robustly, and report the difference."""
     from maskmend.demo import demo as run_demo
 
-    answer = run_demo(out, ndim=ndim, seeds=seeds, overwrite=overwrite)
-    if as_json:
-        _print_json(answer)
+    answer = run_demo(out, ndim=ndim, seeds=seeds, steps=steps, overwrite=overwrite)
+    _print_json(answer) if as_json else print(answer["report"])
 
 
 @app.command()
@@ -233,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    """One command without typer's own handling of interrupts and closed pipes, which hides them from `main`."""
+    """One command without typer's own handling of interrupts and closed pipes: `main` does that."""
     command = typer.main.get_command(app)
     try:
         with command.make_context("maskmend", words) as context:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskmend.callable_package import make_callable
 from maskmend.config import Config, load
 from maskmend.data.atomic import write_text
 from maskmend.data.images import read_label
@@ -228,3 +229,6 @@ def judge_labels(run: Run, given: Path | Dataset, truth: Path | Dataset) -> Iter
             assert true_label is not None
             noise = method.noise(probs[None], torch.from_numpy(label.astype("int64"))[None])[0].numpy()
             yield JudgedCase(name, image[0], label, true_label, noise, tuple(plan.spacing_mm))
+
+
+make_callable(__name__, __name__, "demo")

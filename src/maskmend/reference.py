@@ -36,8 +36,8 @@ def config_page() -> str:
     parts = [
         "# Configuration",
         "",
-        "Made from `src/maskmend/config.py` by `make docs`. A key is set as `key=value` on the command line, or in",
-        "a YAML file given with `--config`; values are YAML and the last one wins.",
+        "Made from `src/maskmend/config.py` by `make docs`. A key is set as `key=value` on the command line, or",
+        "in a YAML file given with `--config`; values are YAML and the last one wins.",
     ]
     section = None
     for key, part in config.fields():
