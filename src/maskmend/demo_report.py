@@ -56,9 +56,9 @@ def verdict(figures: dict[str, Any]) -> str:
     over = (
         f"over {n} seeds" if n > 1 else "over the test cases of one seed, which says nothing of other seeds"
     )
-    interval = f"95 % interval {gain['low']:+.3f} to {gain['high']:+.3f} {over}"
+    interval = f"95 % interval {_signed(gain['low'])} to {_signed(gain['high'])} {over}"
     if not (gain["low"] > 0 or gain["high"] < 0):
-        text = f"No clear winner: {robust} and {plain} differ by {gain['dice']:+.3f} Dice ({interval})."
+        text = f"No clear winner: {robust} and {plain} differ by {_signed(gain['dice'])} Dice ({interval})."
     elif gain["dice"] > 0:
         text = f"{robust} beat {plain} by {gain['dice']:.3f} Dice ({interval})."
     else:
@@ -69,6 +69,11 @@ def verdict(figures: dict[str, Any]) -> str:
     elif "ceiling" in arms:
         text += " The flaws cost plain training nothing to speak of, so there was nothing to win."
     return text
+
+
+def _signed(value: float) -> str:
+    """+0.012, -0.003, but never -0.000."""
+    return f"{round(value, 3) + 0.0:+.3f}"
 
 
 def write_demo_report(
@@ -232,6 +237,8 @@ def _worst_picture(cases: Sequence[JudgedCase]) -> bytes:
 
 def _curves_section(result: SeedResult, arms: Sequence[Arm]) -> Section:
     series = metric_curves({arm.title: result.lines[arm.key] for arm in arms}, "loss")
+    if not any(len(steps) > 1 for steps, _ in series.values()):
+        return Section("Learning curves", ["Too few steps to draw."])
     picture = draw.curves(series, x_name="step", y_name="training loss")
     caption = (
         "Training loss of the first seed. Each training has a loss of its own against masks of its own, so "

@@ -1,0 +1,57 @@
+"""The demonstration from end to end with a few steps: files, figures, refusals, and the same answer twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from maskmend.demo import demo
+from maskmend.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, demo(out, steps=12, cases=(8, 3), ceiling=False)
+
+
+def test_files_and_figures(tiny) -> None:
+    out, figures = tiny
+    assert json.loads((out / "demo.json").read_text()) == figures
+    page = (out / "report.html").read_text()
+    assert figures["verdict"] in page.replace("&#39;", "'")
+    assert page.count("data:image/png") == 3
+    assert set(figures["arms"]) == {"plain", "robust"}
+    assert figures["labels"]["cases"] == 8
+    assert figures["labels"]["flawed_cases"] == 5
+    assert 0 <= figures["labels"]["voxel_auroc"] <= 1
+    record = json.loads((out / "seed_0" / "flawed" / "noise.json").read_text())
+    assert len(record["cases"]) == 5
+
+
+def test_refuses_foreign_and_finished_folders(tiny, tmp_path) -> None:
+    out, _ = tiny
+    with pytest.raises(UsageError, match="already"):
+        demo(out)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="no demonstration"):
+        demo(tmp_path, overwrite=True)
+    assert (tmp_path / "mine.txt").exists()
+    with pytest.raises(UsageError, match="2 or 3"):
+        demo(tmp_path / "new", ndim=4)
+
+
+@pytest.mark.slow
+def test_same_answer_twice(tiny, tmp_path) -> None:
+    _, first = tiny
+    again = demo(tmp_path / "again", steps=12, cases=(8, 3), ceiling=False)
+    for key in ("arms", "gain", "labels", "verdict"):
+        assert again[key] == first[key]
+
+
+@pytest.mark.slow
+def test_volumes_and_seeds(tmp_path) -> None:
+    figures = demo(tmp_path / "out", ndim=3, seeds=2, steps=2, cases=(4, 2))
+    assert figures["unit"] == "seed"
+    assert len(figures["arms"]["ceiling"]["by_seed"]) == 2
