@@ -84,7 +84,7 @@ class Run:
         try:
             weights = load_file(path)
             with safe_open(path, framework="pt") as file:
-                kind = (file.metadata() or {}).get("format")
+                kind = json.loads((file.metadata() or {}).get("maskmend", "{}")).get("format")
         except (SafetensorError, OSError) as fault:
             raise UsageError(f"not a safetensors file ({fault}); nothing else is read", path) from fault
         if kind != FORMAT:
@@ -299,7 +299,8 @@ def _export(out: Path, config: Config, plan: Plan) -> None:
     state = checkpoint.load(out)
     assert state is not None
     weights = (state["validation"] or {}).get("weights") or state["method"]
-    meta = {"format": FORMAT, "method": config.method.name, "network": config.network.name, "step": str(state["step"])}
+    facts = {"format": FORMAT, "method": config.method.name, "network": config.network.name, "step": state["step"]}
+    meta = {"maskmend": json.dumps(facts)}  # one key: the file format keeps several in no fixed order
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     atomic_write(out / MODEL, lambda path: save_file(tensors, path, metadata=meta))
 
