@@ -119,13 +119,16 @@ def test_a_face_towards_the_unknown_is_no_surface() -> None:
     assert not edge[1:3, 3].any()
     assert edge[:, 0].all()
     # A prediction that goes on, and one that stops, are equally right there.
-    goes_on = surface_distances(np.ones((4, 6), bool), mask, (1, 1), valid=valid)
-    assert goes_on.hausdorff() == 0
-    assert len(goes_on.both) == 2 * edge.sum()
+    for turned in (slice(None), slice(None, None, -1)):
+        goes_on = np.ones((4, 6), bool)
+        distances = surface_distances(goes_on, mask[:, turned], (1, 1), valid=valid[:, turned])
+        assert distances.hausdorff() == 0
+        assert len(distances.both) == 2 * edge.sum()
 
 
 def test_tolerance_includes_its_own_distance() -> None:
     pred, ref = np.zeros((1, 9), bool), np.zeros((1, 9), bool)
-    pred[0, 2], ref[0, 5] = True, True
+    pred[0, 0], ref[0, 3] = True, True
+    assert 3 * 0.1 > 0.3  # in double precision
     assert surface_distances(pred, ref, (0.1, 0.1)).surface_dice(0.3) == 1.0
     assert surface_distances(pred, ref, (0.1, 0.1)).surface_dice(0.29) == 0.0

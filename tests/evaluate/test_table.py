@@ -66,6 +66,8 @@ def test_settings_and_order_do_not_change_results(folders: tuple[Path, Path]) ->
 def test_classes_and_ignore_can_be_chosen(folders: tuple[Path, Path]) -> None:
     result = evaluate(*folders, labels={"background": 0, "organ": 1}, ignore=2, tolerance_mm=0.5)
     assert {row.label for row in result.rows} == {"organ"}
+    named = evaluate(*folders, labels={"organ": 1, "unknown": 2}, ignore=2)
+    assert {row.label for row in named.rows} == {"organ"}
     assert result.tolerance_mm == 0.5
 
 
@@ -104,6 +106,19 @@ def test_a_data_set_as_reference(folders: tuple[Path, Path], tmp_path: Path) -> 
     result = evaluate(pred, root)
     assert dict(result.labels) == {"liver": 1}
     assert result["liver", "dice"].mean == pytest.approx(1.0)
+
+
+def test_cases_of_one_patient_are_drawn_together(tmp_path: Path) -> None:
+    rows = ["id,image,label,group"]
+    for index in range(12):  # four patients, three equal cases each
+        save(tmp_path / "pred" / f"c{index:02d}.nii.gz", volume(2))
+        save(tmp_path / "ref" / f"c{index:02d}.nii.gz", volume(2 + index // 3))
+        rows.append(f"c{index:02d},ref/c{index:02d}.nii.gz,ref/c{index:02d}.nii.gz,p{index // 3}")
+    (tmp_path / "all.csv").write_text("\n".join(rows) + "\n")
+    grouped = evaluate(tmp_path / "pred", tmp_path / "all.csv")["class_1", "dice"]
+    alone = evaluate(tmp_path / "pred", tmp_path / "ref")["class_1", "dice"]
+    assert grouped.mean == pytest.approx(alone.mean)
+    assert grouped.high - grouped.low > 1.4 * (alone.high - alone.low)
 
 
 def test_missing_predictions_are_named(folders: tuple[Path, Path]) -> None:

@@ -171,9 +171,7 @@ def _resampled_means(sums: np.ndarray, counts: np.ndarray, resamples: int, seed:
     return np.concatenate(means)
 
 
-def _corrected(
-    tails: np.ndarray, sums: np.ndarray, counts: np.ndarray, means: np.ndarray
-) -> np.ndarray:
+def _corrected(tails: np.ndarray, sums: np.ndarray, counts: np.ndarray, means: np.ndarray) -> np.ndarray:
     """The quantiles that BCa reads in place of `tails` (Efron 1987); `tails` itself where it is undefined."""
     from scipy.special import ndtr, ndtri
 

@@ -144,7 +144,7 @@ class Evaluation:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(caption=Text(self._caption()), caption_justify="left")
+        table = Table(caption=Text(self._caption()), caption_justify="left", show_lines=True)
         for heading in ("class", *_SHOWN.values(), "cases", "absent", "missed", "spurious"):
             table.add_column(heading, justify="left" if heading == "class" else "right")
         for label in dict.fromkeys(row.label for row in self.summary):
@@ -156,7 +156,7 @@ class Evaluation:
         return table
 
     def _caption(self) -> str:
-        parts = [f"mean (95 % bootstrap interval); surface Dice at {self.tolerance_mm:g} mm"]
+        parts = [f"mean, 95 % bootstrap interval; surface Dice at {self.tolerance_mm:g} mm"]
         parts.append("missed or spurious: Dice 0 and the image diagonal; absent in both: left out")
         if self.unmatched:
             shown = ", ".join(self.unmatched[:3])
@@ -372,5 +372,5 @@ def _cell(row: Summary | None, metric: str) -> str:
     if row is None or not row.n:
         return "-"
     style = "+.1%" if metric == "volume_difference_relative" else ".2f" if metric.endswith("_mm") else ".3f"
-    interval = f" ({row.low:{style}} to {row.high:{style}})" if math.isfinite(row.low) else ""
+    interval = f"\n{row.low:{style}} to {row.high:{style}}" if math.isfinite(row.low) else ""
     return f"{row.mean:{style}}{interval}"
