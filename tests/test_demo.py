@@ -13,7 +13,7 @@ from maskmend.errors import UsageError
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, demo(out, steps=12, cases=(8, 3), ceiling=False)
+    return out, demo(out, steps=5, cases=(6, 2), ceiling=False)
 
 
 def test_files_and_figures(tiny) -> None:
@@ -21,13 +21,14 @@ def test_files_and_figures(tiny) -> None:
     assert json.loads((out / "demo.json").read_text()) == figures
     page = (out / "report.html").read_text()
     assert figures["verdict"] in page.replace("&#39;", "'")
-    assert page.count("data:image/png") == 3
+    assert page.count("data:image/png") == 2
+    assert "Too few steps" in page
     assert set(figures["arms"]) == {"plain", "robust"}
-    assert figures["labels"]["cases"] == 8
-    assert figures["labels"]["flawed_cases"] == 5
+    assert figures["labels"]["cases"] == 6
+    assert figures["labels"]["flawed_cases"] == 4
     assert 0 <= figures["labels"]["voxel_auroc"] <= 1
     record = json.loads((out / "seed_0" / "flawed" / "noise.json").read_text())
-    assert len(record["cases"]) == 5
+    assert len(record["cases"]) == 4
 
 
 def test_refuses_foreign_and_finished_folders(tiny, tmp_path) -> None:
@@ -45,7 +46,7 @@ def test_refuses_foreign_and_finished_folders(tiny, tmp_path) -> None:
 @pytest.mark.slow
 def test_same_answer_twice(tiny, tmp_path) -> None:
     _, first = tiny
-    again = demo(tmp_path / "again", steps=12, cases=(8, 3), ceiling=False)
+    again = demo(tmp_path / "again", steps=5, cases=(6, 2), ceiling=False)
     for key in ("arms", "gain", "labels", "verdict"):
         assert again[key] == first[key]
 

@@ -1,4 +1,4 @@
-"""Pictures: valid PNGs of the right make-up, the place of interest is shown, equal input gives equal bytes."""
+"""Pictures: valid PNGs of the right make-up that show the place of interest, equal bytes for equal input."""
 
 from __future__ import annotations
 

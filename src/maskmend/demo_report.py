@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from maskmend.demo import Arm, JudgedCase, SeedResult
 
 SHOWN = 5  # worst-labelled cases
+SMALL = 0.002  # a difference in Dice below this is no win, however sure it is
 NEAR_MM = 5.0  # voxels further from both masks are easy and would flatter the noise map
 
 
@@ -57,7 +58,7 @@ def verdict(figures: dict[str, Any]) -> str:
         f"over {n} seeds" if n > 1 else "over the test cases of one seed, which says nothing of other seeds"
     )
     interval = f"95 % interval {_signed(gain['low'])} to {_signed(gain['high'])} {over}"
-    if not (gain["low"] > 0 or gain["high"] < 0):
+    if not (gain["low"] > 0 or gain["high"] < 0) or abs(gain["dice"]) < SMALL:
         text = f"No clear winner: {robust} and {plain} differ by {_signed(gain['dice'])} Dice ({interval})."
     elif gain["dice"] > 0:
         text = f"{robust} beat {plain} by {gain['dice']:.3f} Dice ({interval})."

@@ -253,12 +253,13 @@ def _draw_keys(figure: Figure, legend: Sequence[tuple[str, str, str]], heat_name
     if heat_name:
         scale = figure.add_axes((0.62, 0.26 / height, 0.3, 0.08 / height))
         bar = figure.colorbar(ScalarMappable(cmap=_heat_map()), cax=scale, orientation="horizontal")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.set_ticks([0, 1])
         bar.ax.tick_params(labelsize=7, length=0, pad=1)
         bar.set_label(heat_name, fontsize=7.5, labelpad=-7, color=_INK)
     if legend:
-        lines = [Line2D([], [], color=colour, linestyle=style, linewidth=2) for _, colour, style in legend]
+        styles: list[dict[str, Any]] = [{"color": colour, "linestyle": style} for _, colour, style in legend]
+        lines = [Line2D([], [], linewidth=2, **style) for style in styles]
         box = (0.01, 0.02 / height)
         names = [text for text, *_ in legend]
         figure.legend(  # on dark ground, for the outlines are chosen for grey images

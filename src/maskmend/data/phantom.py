@@ -157,7 +157,7 @@ def _signal(rng: np.random.Generator, body: np.ndarray, label: np.ndarray) -> np
     organ = tissue + rng.uniform(0.16, 0.26)
     core = organ + rng.uniform(0.15, 0.25)
     clear = body & ~ndimage.binary_dilation(label > 0, iterations=3)  # else no one could tell
-    signal = np.where(body, tissue, 0.04) + 0.03 * _smooth(rng, size, nodes=12) * body
+    signal: np.ndarray = np.where(body, tissue, 0.04) + 0.03 * _smooth(rng, size, nodes=12) * body
     for _ in range(rng.integers(2, 5)):
         centre = rng.uniform(-0.7, 0.7, len(size))
         level = _blob(rng, size, centre, rng.uniform(0.1, 0.28, len(size)))
@@ -176,7 +176,8 @@ def _acquire(rng: np.random.Generator, signal: np.ndarray) -> np.ndarray:
     image = image * (1 + 0.06 * _unit(ndimage.gaussian_filter(rng.standard_normal(size), 0.6)))
     sigma = rng.uniform(0.03, 0.055)
     real, imaginary = rng.normal(0, sigma, (2, *size))
-    return np.clip(np.hypot(image + real, imaginary), 0, 1)
+    magnitude: np.ndarray = np.clip(np.hypot(image + real, imaginary), 0, 1)
+    return magnitude
 
 
 def _smooth(rng: np.random.Generator, size: tuple[int, ...], *, nodes: int) -> np.ndarray:

@@ -31,7 +31,7 @@ def move(
     """
     where = np.nonzero(label)
     if not where[0].size:
-        return label.copy()
+        return np.array(label)
     spacing = np.asarray(spacing_mm, float)
     centre = np.array([axis.mean() for axis in where])
     shift = np.zeros(label.ndim) if shift_mm is None else np.asarray(shift_mm, float)

@@ -86,7 +86,7 @@ def grow_all(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: float) -
     """
     inside = label > 0
     if not inside.any():
-        return label.copy()
+        return np.array(label)
     distance, nearest = ndimage.distance_transform_edt(~inside, sampling=spacing_mm, return_indices=True)
     return np.where(distance <= radius_mm + _TOLERANCE, label[tuple(nearest)], label)
 
@@ -94,14 +94,14 @@ def grow_all(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: float) -
 def shrink_all(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: float) -> np.ndarray:
     """Erode the union of all classes towards the background; borders between classes stay."""
     if radius_mm <= 0:
-        return label.copy()
+        return np.array(label)
     eaten = distance_mm(label == 0, spacing_mm) <= radius_mm + _TOLERANCE
     return np.where(eaten, np.zeros((), label.dtype), label)
 
 
 def grow_layers(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: float) -> np.ndarray:
     """Dilate ordered classes: each grows over the background and every lower class."""
-    grown = label.copy()
+    grown = np.array(label)
     for value in _classes(label):
         grown[distance_mm(label >= value, spacing_mm) <= radius_mm + _TOLERANCE] = value
     return grown
