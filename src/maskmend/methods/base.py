@@ -78,8 +78,12 @@ class Method(nn.Module):
         self.case_state[index] = figures.to(self.case_state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch does, after making room for as many cases as were stored."""
-        self.case_state = torch.zeros_like(state_dict["case_state"], device=self.case_state.device)
+        """As torch does, after making room in buffers that grow with the data."""
+        for path, buffer in list(self.named_buffers()):
+            stored = state_dict.get(path)
+            if stored is not None and stored.shape != buffer.shape:
+                owner, _, name = path.rpartition(".")
+                setattr(self.get_submodule(owner), name, torch.zeros_like(stored, device=buffer.device))
         return super().load_state_dict(state_dict, strict, assign)
 
     def training_step(self, batch: Batch, progress: float) -> StepOutput:

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from maskmend.losses import ce_dice, one_hot
-from maskmend.methods.base import Batch, EmaMethod, StepOutput, entropy, given_class_probability, ramp, within
+from maskmend.methods.base import (
+    Batch,
+    EmaMethod,
+    StepOutput,
+    entropy,
+    given_class_probability,
+    ramp,
+    within,
+)
+from maskmend.mixture import Groups
 
 SAMPLED = 128  # voxels per case on which the teacher is calibrated
 TINY = 1e-4
@@ -26,11 +35,14 @@ class PintPosterior(EmaMethod):
        (temporal ensembling: K passes for the price of one forward pass per image and epoch);
     2. per case and class, the signed offset (mean thickness between the two boundaries, in voxels) and the
        disagreement that remains once volumes are matched are measured;
-    3. the dominant tight cluster of these figures over all cases is the shared convention, and every image gets
-       the posterior `q` of belonging to it (one Gaussian core against a wide uniform);
-    4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the core cases;
-    5. each voxel learns `w y + (1 - w) p`, `w = q (1 - (1 - u)(1 - p_y))`: the given label unless the image is
-       outside the core, or the calibrated teacher is sure (low entropy `u`) and contradicts it.
+    3. the cases fall into groups of like offset (see `Groups`); the largest is the shared convention, within it
+       those with much left disagreement are set apart, and every image gets the posterior `q` of being neither;
+    4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the cases that follow it;
+    5. each voxel learns `w y + (1 - w) p`, `w = q (1 - (1 - u)(1 - p_y))`: the given label unless the image does
+       not follow the convention, or the calibrated teacher is sure (low entropy `u`) and contradicts it. Where
+       the teacher itself is unsure of an image (a hard one), `q` is raised: it has nothing better to offer.
+
+    When all masks follow one convention there is one group, `q` is 1 and the image level does nothing.
 
     The assumption, to be known by every user: the largest consistent group of masks is right. When most masks
     share the same flaw, the flaw is what is learnt.
@@ -43,7 +55,7 @@ class PintPosterior(EmaMethod):
         image_level: weigh images by `q`.
         pixel_level: weigh voxels by the noise posterior.
         calibrate: set the teacher to the shared convention before it is used as pseudo label.
-        range_voxels: width of the uniform that stands for flawed masks, > 0; wider is more forgiving.
+        range_voxels: width of the uniform that takes masks of no group, > 0; wider is more forgiving.
         strength: how far targets move from the given label at the end of the ramp, in [0, 1].
 
     Example:
@@ -78,12 +90,11 @@ class PintPosterior(EmaMethod):
         self.image_level, self.pixel_level, self.calibrate = image_level, pixel_level, calibrate
         self.range_voxels = within("range_voxels", range_voxels, 1e-3, 1e6)
         self.strength = within("strength", strength, 0, 1)
-        for name in ("image_posterior", "core_mean", "core_sd", "core_share", "scale", "bias"):
+        self.offsets = Groups(width=self.range_voxels, least_sd=0.1)
+        self.residuals = Groups(width=3.0, least_sd=0.15, most=2, lowest=True)
+        for name in ("image_posterior", "scale", "bias"):
             self.register_buffer(name, torch.zeros(0))
         self.image_posterior: Tensor
-        self.core_mean: Tensor
-        self.core_sd: Tensor
-        self.core_share: Tensor
         self.scale: Tensor
         self.bias: Tensor
 
@@ -94,7 +105,7 @@ class PintPosterior(EmaMethod):
         if "memory" not in batch or not len(self.image_posterior):
             return StepOutput(ce_dice(logits, given, valid))
         probs = self._calibrated(batch["memory"])
-        image_trust = self._image_trust(batch["index"], batch["trusted"])
+        image_trust = self._image_trust(probs, batch["index"], batch["trusted"])
         trust = image_trust.view(-1, *[1] * (valid.ndim - 1)) * self._pixel_trust(probs, batch["label"])
         keep = 1 - self.strength * ramp(progress, self.warmup, self.warmup + 0.1) * (1 - trust)
         target = torch.lerp(probs, given, keep.unsqueeze(1))
@@ -124,32 +135,30 @@ class PintPosterior(EmaMethod):
         """Fit the shared convention over all cases, then the teacher's calibration to it."""
         classes = self._classes()
         split = 2 * (classes - 1)
-        features = self.case_state[:, :split].double()
-        posterior, mean, sd, share = core_posterior(features, self.range_voxels)
-        self.image_posterior, self.core_mean, self.core_sd = posterior.float(), mean.float(), sd.float()
-        self.core_share = share.float()
+        features = self.case_state[:, :split]
+        self.offsets.fit(features[:, : classes - 1])
+        alike = self.offsets.posterior(features[:, : classes - 1])
+        rest = features[:, classes - 1 :].mean(1, keepdim=True)
+        self.residuals.fit(rest[alike > 0.5])
+        self.image_posterior = self._posterior(features)
         sample = self.case_state[:, split:].view(-1, SAMPLED, classes + 2)
         self.scale, self.bias = _fit_calibration(sample, self.image_posterior)
 
     def noise(self, probs: Tensor, label: Tensor) -> Tensor:
-        """`1 - P(label right)`: the noise posterior where the image is in the core, `1 - p_y` as far as it is not."""
+        """P(label wrong): the voxel posterior where the image follows the convention, `1 - p_y` where it does not."""
         if not len(self.image_posterior):
             return 1 - given_class_probability(probs, label)
         given = one_hot(label, probs.shape[1])
         features = torch.stack([mask_features(p, g).flatten() for p, g in zip(probs, given, strict=True)])
-        posterior = _responsibility(
-            features.double(), self.core_mean.double(), self.core_sd.double(), self.core_share.double(), self.range_voxels
-        ).float()
         calibrated = self._calibrated(probs)
-        sure = _pixel_posterior(calibrated, label)
-        q = posterior.view(-1, *[1] * (label.ndim - 1))
-        return (1 - (q * sure + (1 - q) * given_class_probability(calibrated, label))).clamp(0, 1)
+        q = self._posterior(features).view(-1, *[1] * (label.ndim - 1))
+        right = q * _voxel_posterior(calibrated, label) + (1 - q) * given_class_probability(calibrated, label)
+        return (1 - right).clamp(0, 1)
 
-    def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
-        """As the contract does, with room for what was fitted."""
-        for name in ("image_posterior", "core_mean", "core_sd", "core_share", "scale", "bias"):
-            setattr(self, name, torch.zeros_like(state_dict[name], device=self.steps_seen.device))
-        return super().load_state_dict(state_dict, strict, assign)
+    def _posterior(self, features: Tensor) -> Tensor:
+        half = features.shape[1] // 2
+        rest = features[:, half:].mean(1, keepdim=True)
+        return self.offsets.posterior(features[:, :half]) * self.residuals.posterior(rest)
 
     def _classes(self) -> int:
         # A row holds 2 (K - 1) features and SAMPLED (K + 2) sampled figures.
@@ -161,13 +170,26 @@ class PintPosterior(EmaMethod):
         shape = (1, -1, *[1] * (probs.ndim - 2))
         return (self.scale * probs.clamp_min(TINY).log() + self.bias.view(shape)).softmax(dim=1)
 
-    def _image_trust(self, index: Tensor, trusted: Tensor) -> Tensor:
+    def _image_trust(self, probs: Tensor, index: Tensor, trusted: Tensor) -> Tensor:
         if not self.image_level:
             return torch.ones_like(index, dtype=torch.float)
-        return torch.where(trusted, 1.0, self.image_posterior[index])
+        q = 1 - (1 - self.image_posterior[index]) * teacher_trust(probs)
+        return torch.where(trusted, 1.0, q)
 
     def _pixel_trust(self, probs: Tensor, label: Tensor) -> Tensor:
-        return _pixel_posterior(probs, label) if self.pixel_level else torch.ones_like(probs[:, 0])
+        return _voxel_posterior(probs, label) if self.pixel_level else torch.ones_like(probs[:, 0])
+
+
+def teacher_trust(probs: Tensor, low: float = 0.5, high: float = 0.8) -> Tensor:
+    """How far a (calibrated) prediction (B, K, *S) may replace a label: (B,) in [0, 1].
+
+    The Dice that the prediction itself expects of its own decision, 0 below `low`, 1 above `high`.
+    """
+    flat = probs.flatten(2)[:, 1:]
+    decided = (probs.argmax(1).flatten(1).unsqueeze(1) == torch.arange(1, probs.shape[1], device=probs.device)[:, None])
+    overlap = (flat * decided).sum(2)
+    expected = (2 * overlap + 1e-3) / (flat.sum(2) + decided.sum(2) + 1e-3)
+    return ((expected.mean(1) - low) / (high - low)).clamp(0, 1)
 
 
 def mask_features(probs: Tensor, given: Tensor) -> Tensor:
@@ -220,50 +242,9 @@ def _boundary_sample(probs: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     return sample
 
 
-def _pixel_posterior(probs: Tensor, label: Tensor) -> Tensor:
+def _voxel_posterior(probs: Tensor, label: Tensor) -> Tensor:
     """P(label right) at each voxel: low only where the teacher is sure and says something else."""
     return 1 - (1 - entropy(probs)) * (1 - given_class_probability(probs, label))
-
-
-def core_posterior(features: Tensor, width: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The posterior of each case to belong to the dominant tight cluster.
-
-    Expectation-maximisation for one diagonal Gaussian against a uniform of the given width, started from the
-    densest eighth of the cases. A start that is tight matters: the likelihood alone may prefer one wide
-    Gaussian over two conventions.
-
-    Args:
-        features: (N, F); the first half of F are offsets, the second half log residuals.
-        width: of the uniform along each feature.
-
-    Returns:
-        posterior (N,), mean (F,), standard deviation (F,), share of the core ().
-    """
-    count = max(len(features) // 8, min(5, len(features)))
-    distance = torch.cdist(features, features)
-    nearest = distance.topk(count, largest=False).indices
-    reach = distance.gather(1, nearest)[:, -1]
-    start = features[nearest[reach.argmin()]]
-    mean, sd = start.mean(0), start.std(0, unbiased=False).clamp_min(0.1)
-    share = features.new_tensor(0.5)
-    posterior = features.new_ones(len(features))
-    for _ in range(30):
-        posterior = _responsibility(features, mean, sd, share, width)
-        weight = posterior.sum().clamp_min(1e-6)
-        mean = (posterior[:, None] * features).sum(0) / weight
-        sd = ((posterior[:, None] * (features - mean) ** 2).sum(0) / weight).sqrt().clamp_min(0.05)
-        share = (weight / len(features)).clamp(0.05, 0.98)
-    return posterior, mean, sd, share
-
-
-def _responsibility(features: Tensor, mean: Tensor, sd: Tensor, share: Tensor, width: float) -> Tensor:
-    half = features.shape[1] // 2
-    z = (features - mean) / sd
-    # Agreeing better than is typical of the core is no fault.
-    z = torch.cat([z[:, :half], z[:, half:].clamp_min(0)], dim=1)
-    core = (-0.5 * z**2 - sd.log() - 0.919).sum(1) + share.log()
-    rest = torch.log1p(-share) - features.shape[1] * torch.log(features.new_tensor(width))
-    return torch.sigmoid(core - rest)
 
 
 def _fit_calibration(sample: Tensor, posterior: Tensor) -> tuple[Tensor, Tensor]:

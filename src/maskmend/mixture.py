@@ -1,0 +1,96 @@
+"""Groups among cases: a mixture of Gaussians of one common spread, with as many groups as the data demand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
+ROUNDS = 60
+
+
+class Groups(nn.Module):
+    """A fitted mixture that tells how likely a case belongs to the group that is taken to be right.
+
+    One spread for all groups keeps a wide Gaussian from swallowing two conventions; a uniform beside them
+    keeps outliers from widening it; the Bayesian information criterion keeps one group one. When there is one
+    group only, nothing sets any case apart and every posterior is 1.
+
+    Args:
+        width: extent of the uniform along each feature.
+        least_sd: lower bound of the spread, in the features' unit.
+        most: largest number of groups tried.
+        gain: by how much another group must better the information criterion.
+        apart: groups nearer to the chosen one than this many spreads count as part of it.
+        lowest: choose the group with the smallest mean, not the largest one.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    weight: Tensor
+    chosen: Tensor
+
+    def __init__(
+        self, *, width: float, least_sd: float, most: int = 6, gain: float = 10.0, apart: float = 2.5, lowest: bool = False
+    ) -> None:
+        super().__init__()
+        self.width, self.least_sd, self.most, self.gain = width, least_sd, most, gain
+        self.apart, self.lowest = apart, lowest
+        for name in ("mean", "sd", "weight", "chosen"):
+            self.register_buffer(name, torch.zeros(0))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` has run."""
+        return len(self.sd) > 0
+
+    def fit(self, features: Tensor) -> None:
+        """Find the groups of (N, F) features."""
+        features = features.double()
+        best = None
+        for count in range(1, min(self.most, max(1, len(features) // 10)) + 1):
+            likelihood, mean, sd, weight = self._fit(features, count)
+            free = count * features.shape[1] + features.shape[1] + count
+            criterion = -2 * likelihood + free * math.log(len(features))
+            if best is None or criterion < best[0] - self.gain:
+                best = criterion, mean, sd, weight
+        assert best is not None
+        _, mean, sd, weight = best
+        main = int(mean.sum(1).argmin() if self.lowest else weight[:-1].argmax())
+        self.mean, self.sd, self.weight = mean.float(), sd.float(), weight.float()
+        self.chosen = (((mean - mean[main]) / sd).norm(dim=1) < self.apart).float()
+
+    def posterior(self, features: Tensor) -> Tensor:
+        """P(the case belongs to the chosen group), (N,) for (N, F); 1 for all when there is one group."""
+        if not self.fitted or bool(self.chosen.all()):
+            return torch.ones(len(features), device=features.device)
+        logs = self._logs(features.double(), self.mean.double(), self.sd.double(), self.weight.double())
+        return (logs.softmax(1)[:, :-1] * self.chosen).sum(1).float()
+
+    def _fit(self, features: Tensor, count: int) -> tuple[float, Tensor, Tensor, Tensor]:
+        order = features.sum(1).argsort()
+        mean = torch.stack([features[part].mean(0) for part in order.chunk(count)])
+        count = len(mean)
+        sd = (features.std(0, unbiased=False) / count).clamp_min(self.least_sd)
+        weight = features.new_full((count + 1,), (1 - UNIFORM_SHARE) / count)
+        weight[-1] = UNIFORM_SHARE
+        logs = self._logs(features, mean, sd, weight)
+        for _ in range(ROUNDS):
+            share = logs.softmax(1)
+            size = share.sum(0) + 1e-6
+            own = share[:, :-1]
+            mean = own.T @ features / size[:-1, None]
+            off = (own[:, :, None] * (features[:, None] - mean) ** 2).sum((0, 1))
+            sd = (off / size[:-1].sum()).sqrt().clamp_min(self.least_sd)
+            weight = size / size.sum()
+            logs = self._logs(features, mean, sd, weight)
+        return float(logs.logsumexp(1).sum()), mean, sd, weight
+
+    def _logs(self, features: Tensor, mean: Tensor, sd: Tensor, weight: Tensor) -> Tensor:
+        """Log of weight times density for each group and, last, the uniform: (N, groups + 1)."""
+        z = (features[:, None] - mean) / sd
+        gauss = (-0.5 * z**2 - sd.log() - 0.5 * math.log(2 * math.pi)).sum(2)
+        uniform = gauss.new_full((len(features), 1), -features.shape[1] * math.log(self.width))
+        return torch.cat([gauss, uniform], 1) + weight.clamp_min(1e-12).log()
