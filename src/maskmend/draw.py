@@ -234,7 +234,7 @@ def _heat_colours(heat: np.ndarray) -> np.ndarray:
     """RGBA (H, W, 4): light and opaque where the map is high, transparent where it is 0."""
     clipped = np.clip(np.nan_to_num(heat), 0, 1)
     colours: np.ndarray = _heat_map()(clipped)
-    colours[..., 3] = 0.9 * np.sqrt(clipped)
+    colours[..., 3] = 0.95 * clipped**0.85
     return colours
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -110,8 +111,8 @@ def run_report(folder: Path | str, out: Path | str | None = None) -> Path:
 def next_steps(run: Path | str) -> str:
     """Commands that use a run."""
     return (
-        f"maskmend predict {run} IMAGES -o predictions     # segment new images\n"
-        f"maskmend evaluate predictions TRUE_LABELS        # score them where the truth is known"
+        f"maskmend predict {shlex.quote(str(run))} IMAGES -o predictions\n"
+        "maskmend evaluate predictions TRUE_LABELS"
     )
 
 
