@@ -71,3 +71,28 @@ def test_the_two_commands_come_first() -> None:
     first = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
     assert first is not None
     assert [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
+
+
+def test_the_method_of_contributing_works(tmp_path: Path) -> None:
+    import textwrap
+
+    import torch
+    from maskmend.methods import load
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = re.search(r"   ```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    file = tmp_path / "trimmed.py"
+    file.write_text(textwrap.dedent(code[1].rstrip(" ")), encoding="utf-8")
+    method = load(str(file))(lambda: torch.nn.Conv2d(1, 2, 3, padding=1), drop=0.1)
+    label = torch.randint(0, 2, (2, 16, 16), generator=torch.Generator().manual_seed(0))
+    batch = {
+        "image": torch.ones(2, 1, 16, 16),
+        "label": label,
+        "valid": torch.ones_like(label, dtype=torch.bool),
+    }
+    method.training_step(batch, 0.9).loss.backward()
+    assert next(method.parameters()).grad is not None
+    ignored = batch | {"valid": torch.zeros_like(label, dtype=torch.bool)}
+    assert method.training_step(ignored, 0.9).loss == 0
+    assert method.predict(batch["image"]).shape == (2, 2, 16, 16)
