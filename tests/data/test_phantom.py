@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from maskmend.data.dataset import find_cases
 from maskmend.data.images import read_case, read_label
@@ -31,6 +32,17 @@ def test_equal_seeds_give_equal_cases(ndim) -> None:
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[1] != other[1]).any()
+
+
+def test_organ_and_core_stand_out_from_their_rim() -> None:
+    """Else no one could draw them; partial volume is why the rim starts one voxel outside."""
+    for seed in range(20):
+        image, label = phantom_case(np.random.default_rng(seed))
+        near, far = (ndimage.binary_dilation(label > 0, iterations=n) for n in (1, 4))
+        rim = image[0][far & ~near].mean()
+        organ, core = (image[0][label == value].mean() for value in (1, 2))
+        assert rim + 0.07 < organ
+        assert organ + 0.04 < core
 
 
 def test_organs_are_brighter_than_their_surroundings_but_brightness_alone_does_not_tell() -> None:

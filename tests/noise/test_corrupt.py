@@ -100,6 +100,7 @@ def test_rate_seed_and_independence_of_other_cases() -> None:
     changed = {name for name in cases if (flawed[name] != cases[name]).any()}
     assert changed == set(record["cases"])
     assert len(changed) == 6
+    assert len({case["radius_mm"] for case in record["cases"].values()}) == 6
     assert all((flawed[name] >= np.minimum(cases[name], 1)).all() for name in cases)
     again, _ = corrupt_labels(dict(reversed(cases.items())), 0.6, "dilate", (2, 4), seed=1)
     assert all((again[name] == flawed[name]).all() for name in cases)
