@@ -77,6 +77,7 @@ def test_the_method_of_contributing_works(tmp_path: Path) -> None:
     import textwrap
 
     import torch
+
     from maskmend.methods import load
 
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
