@@ -54,7 +54,7 @@ DATA = {
     ),
     "hc18": Data(
         "hc18_fetal_head_2d", 200, 150,
-        ("train.steps=300", "train.batch=8", "train.lr=0.01", "data.target_spacing_mm=[4,4]"),
+        ("train.steps=500", "train.batch=8", "train.lr=0.01", "data.target_spacing_mm=[4,4]"),
         {"dilate": ("dilate", (12, 24)), "erode": ("erode", (12, 24)), "mixed": ("mixed", (12, 28))},
     ),
     "hippocampus-3d": Data(
@@ -72,7 +72,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "pint without image level": ("method.name=pint", "method.image_level=false"),
     "pint_posterior": ("method.name=pint_posterior",),
     "posterior without image level": ("method.name=pint_posterior", "method.image_level=false"),
-    "posterior without pixel level": ("method.name=pint_posterior", "method.pixel_level=false"),
+    "posterior with pixel level": ("method.name=pint_posterior", "method.pixel_level=true"),
+    "posterior without edges": ("method.name=pint_posterior", "method.edges=false"),
     "posterior without calibration": ("method.name=pint_posterior", "method.calibrate=false"),
 }
 MAIN = ("supervised", "pint", "pint_posterior")
@@ -106,24 +107,21 @@ class Spec:
 def grid() -> list[Spec]:
     """All runs, the most telling first."""
     specs: list[Spec] = []
-    for seed in range(5):
-        specs += [Spec("hippocampus-2d", "clean", 0.0, m, seed) for m in MAIN]
-        for noise in ("dilate", "erode", "mixed"):
-            specs += [Spec("hippocampus-2d", noise, 0.5, m, seed) for m in MAIN]
+    noises = ("dilate", "erode", "mixed")
     ablations = [m for m in METHODS if m not in MAIN]
+
+    def main_runs(data: str, seeds: range, kinds: tuple[str, ...] = noises, rate: float = 0.5) -> None:
+        for seed in seeds:
+            specs.extend(Spec(data, noise, rate if noise != "clean" else 0.0, m, seed) for noise in kinds for m in MAIN)
+
+    main_runs("hippocampus-2d", range(5), ("clean", *noises))
+    main_runs("hc18", range(3), ("clean", *noises))
     for seed in range(5):
-        for noise in ("dilate", "mixed"):
-            specs += [Spec("hippocampus-2d", noise, 0.5, m, seed) for m in ablations]
-    for seed in range(5):
-        specs += [Spec("hc18", "clean", 0.0, m, seed) for m in MAIN]
-        specs += [Spec("hc18", noise, 0.5, m, seed) for noise in ("dilate", "erode", "mixed") for m in MAIN]
-    for rate in (0.25, 0.75):
-        for seed in range(5):
-            for noise in ("dilate", "erode", "mixed"):
-                specs += [Spec("hippocampus-2d", noise, rate, m, seed) for m in MAIN]
-    for seed in range(3):
-        specs += [Spec("hippocampus-3d", "clean", 0.0, m, seed) for m in MAIN]
-        specs += [Spec("hippocampus-3d", noise, 0.5, m, seed) for noise in ("dilate", "mixed") for m in MAIN]
+        specs += [Spec("hippocampus-2d", n, 0.5, m, seed) for n in ("dilate", "mixed") for m in ablations]
+    main_runs("hippocampus-2d", range(5), noises, 0.75)
+    main_runs("hippocampus-2d", range(5), noises, 0.25)
+    main_runs("hc18", range(3, 5), ("clean", *noises))
+    main_runs("hippocampus-3d", range(3), ("clean", "dilate", "mixed"))
     return specs
 
 
@@ -191,7 +189,12 @@ def _predictions(trained: Any, cases: list[Any]) -> Any:
         read = [read_image(case.images, channels=plan.in_channels) for case in cases]
         ready = [prepare(image, None, geometry, plan) for image, geometry in read]
         maps = predict_many(
-            method.predict, (r.image for r in ready), patch=plan.patch, classes=plan.num_classes, overlap=0.5, batch=16
+            method.predict,
+            (r.image for r in ready),
+            patch=plan.patch,
+            classes=plan.num_classes,
+            overlap=0.5,
+            batch=16,
         )
         for one, probs in zip(ready, maps, strict=True):
             yield one.inverse.restore(probs.numpy())
@@ -289,7 +292,9 @@ def _append(row: dict[str, Any]) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["run", "report"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this many minutes")

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
 ROUNDS = 60
+DECISIVE = 2.0  # in (robust) standard deviations within groups
+LEAST_WEIGHT = 0.1  # of a group that evidence may choose
 
 
 class Groups(nn.Module):
@@ -19,26 +21,34 @@ class Groups(nn.Module):
     group only, nothing sets any case apart and every posterior is 1.
 
     Args:
-        width: extent of the uniform along each feature.
+        width: extent of the uniform along each feature; at least the range of the data when they are fitted.
         least_sd: lower bound of the spread, in the features' unit.
         most: largest number of groups tried.
         gain: by how much another group must better the information criterion.
         apart: groups nearer to the chosen one than this many spreads count as part of it.
-        lowest: choose the group with the smallest mean, not the largest one.
+        lowest: choose the group with the smallest mean, not the densest one.
     """
 
     mean: Tensor
     sd: Tensor
     weight: Tensor
     chosen: Tensor
+    extent: Tensor
 
     def __init__(
-        self, *, width: float, least_sd: float, most: int = 6, gain: float = 10.0, apart: float = 2.5, lowest: bool = False
+        self,
+        *,
+        width: float,
+        least_sd: float,
+        most: int = 6,
+        gain: float = 10.0,
+        apart: float = 2.5,
+        lowest: bool = False,
     ) -> None:
         super().__init__()
         self.width, self.least_sd, self.most, self.gain = width, least_sd, most, gain
         self.apart, self.lowest = apart, lowest
-        for name in ("mean", "sd", "weight", "chosen"):
+        for name in ("mean", "sd", "weight", "chosen", "extent"):
             self.register_buffer(name, torch.zeros(0))
 
     @property
@@ -46,9 +56,16 @@ class Groups(nn.Module):
         """Whether `fit` has run."""
         return len(self.sd) > 0
 
-    def fit(self, features: Tensor) -> None:
-        """Find the groups of (N, F) features."""
+    def fit(self, features: Tensor, evidence: Tensor | None = None) -> None:
+        """Find the groups and choose one.
+
+        Args:
+            features: (N, F).
+            evidence: (N,), larger where something other than the features speaks for a case. A group whose mean
+                evidence is `DECISIVE` spreads above that of the densest group is chosen in its place.
+        """
         features = features.double()
+        self.extent = (features.amax(0) - features.amin(0)).clamp_min(self.width).float()
         best = None
         for count in range(1, min(self.most, max(1, len(features) // 10)) + 1):
             likelihood, mean, sd, weight = self._fit(features, count)
@@ -58,7 +75,12 @@ class Groups(nn.Module):
                 best = criterion, mean, sd, weight
         assert best is not None
         _, mean, sd, weight = best
-        main = int(mean.sum(1).argmin() if self.lowest else weight[:-1].argmax())
+        share = self._logs(features, mean, sd, weight).softmax(1)[:, :-1]
+        main = int(
+            mean.sum(1).argmin() if self.lowest else self._density(features, mean, weight, share).argmax()
+        )
+        if evidence is not None:
+            main = _best_supported(main, evidence.double(), share, weight)
         self.mean, self.sd, self.weight = mean.float(), sd.float(), weight.float()
         self.chosen = (((mean - mean[main]) / sd).norm(dim=1) < self.apart).float()
 
@@ -68,6 +90,12 @@ class Groups(nn.Module):
             return torch.ones(len(features), device=features.device)
         logs = self._logs(features.double(), self.mean.double(), self.sd.double(), self.weight.double())
         return (logs.softmax(1)[:, :-1] * self.chosen).sum(1).float()
+
+    def _density(self, features: Tensor, mean: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+        """How densely each group's own cases lie, (groups,): its weight over the volume of its own spread."""
+        off = (share[:, :, None] * (features[:, None] - mean) ** 2).sum(0) / (share.sum(0)[:, None] + 1e-6)
+        own = off.sqrt().clamp_min(self.least_sd)
+        return weight[:-1] / own.prod(1)
 
     def _fit(self, features: Tensor, count: int) -> tuple[float, Tensor, Tensor, Tensor]:
         order = features.sum(1).argsort()
@@ -92,5 +120,21 @@ class Groups(nn.Module):
         """Log of weight times density for each group and, last, the uniform: (N, groups + 1)."""
         z = (features[:, None] - mean) / sd
         gauss = (-0.5 * z**2 - sd.log() - 0.5 * math.log(2 * math.pi)).sum(2)
-        uniform = gauss.new_full((len(features), 1), -features.shape[1] * math.log(self.width))
+        uniform = gauss.new_full((len(features), 1), -float(self.extent.log().sum()))
         return torch.cat([gauss, uniform], 1) + weight.clamp_min(1e-12).log()
+
+
+def _best_supported(densest: int, evidence: Tensor, share: Tensor, weight: Tensor) -> int:
+    """The group with the strongest evidence if it stands out from the densest one's, else the densest.
+
+    Medians, because a case near the border between two groups may be in the wrong one.
+    """
+    owner = share.argmax(1)
+    groups = [g for g in range(share.shape[1]) if weight[g] >= LEAST_WEIGHT and bool((owner == g).any())]
+    if densest not in groups:
+        return densest
+    middle = {g: evidence[owner == g].median() for g in groups}
+    off = torch.cat([(evidence[owner == g] - middle[g]).abs() for g in groups])
+    spread = (1.4826 * off.median()).clamp_min(1e-6)
+    best = max(groups, key=lambda g: float(middle[g]))
+    return best if (middle[best] - middle[densest]) / spread > DECISIVE else densest

@@ -32,7 +32,8 @@ def revised(name: str, ndim: int = 2):
     if method.wants_revision(0.6):
         looks = method.observe(batch["image"])
         maps = [
-            method.revise(i, looks[i], batch["label"][i], batch["valid"][i], None, 0.6) for i in range(len(looks))
+            method.revise(i, looks[i], batch["label"][i], batch["valid"][i], None, 0.6, batch["image"][i])
+            for i in range(len(looks))
         ]
         method.after_revision(0.6)
         batch["memory"] = torch.stack(maps).detach()
@@ -61,7 +62,11 @@ def test_finite_loss_and_a_gradient_on_every_trainable_parameter(name, ndim):
         assert output.loss.ndim == 0
         assert torch.isfinite(output.loss)
         output.loss.backward()
-        missing = [n for n, p in method.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum())]
+        missing = [
+            n
+            for n, p in method.named_parameters()
+            if p.requires_grad and (p.grad is None or not p.grad.abs().sum())
+        ]
         assert not missing
 
 
@@ -124,7 +129,10 @@ def test_a_saved_and_loaded_method_goes_on_as_the_original(name):
     for step in range(3):
         one, two = train_once(method, batch, 0.6 + step / 100), train_once(twin, batch, 0.6 + step / 100)
         assert torch.equal(one.loss, two.loss)
-    assert all(torch.equal(a, b) for a, b in zip(method.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(method.state_dict().values(), twin.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

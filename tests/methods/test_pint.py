@@ -12,7 +12,9 @@ from maskmend.methods.pint import Pint
 from tests_toys import toy_batch, toy_network
 
 
-def numpy_pint(logits, batch, *, weight="linear", pseudo="soft", pixel=True, original=True, image=True, unit_axes=(1, 2)):
+def numpy_pint(
+    logits, batch, *, weight="linear", pseudo="soft", pixel=True, original=True, image=True, unit_axes=(1, 2)
+):
     """The loss at the end of training, written from the table of the method, not from its code."""
     z = logits.astype(np.float64)
     log_p = z - z.max(1, keepdims=True)
@@ -22,7 +24,11 @@ def numpy_pint(logits, batch, *, weight="linear", pseudo="soft", pixel=True, ori
     valid = batch["valid"].numpy()
     given = np.moveaxis(np.eye(3)[batch["label"].numpy()], -1, 1)
     u = -(bar * np.log(bar)).sum(1) / np.log(3)
-    w = {"linear": 1 - u, "exp": np.exp(-u), "threshold": (u < 0.5) * 1.0}[weight] if pixel else np.full_like(u, 0.5)
+    w = (
+        {"linear": 1 - u, "exp": np.exp(-u), "threshold": (u < 0.5) * 1.0}[weight]
+        if pixel
+        else np.full_like(u, 0.5)
+    )
     hat = bar if pseudo != "hard" else np.moveaxis(np.eye(3)[bar.argmax(1)], -1, 1)
 
     def ce_dice(target, weights):
@@ -87,7 +93,9 @@ def test_the_temporal_mean_of_the_first_passes_is_their_mean():
     looks = torch.rand(6, 3, 4, 4)
     memory = None
     for number, look in enumerate(looks):
-        memory = method.revise(0, look, torch.zeros(4, 4), torch.ones(4, 4), memory, 0.5)
+        memory = method.revise(
+            0, look, torch.zeros(4, 4), torch.ones(4, 4), memory, 0.5, torch.zeros(1, 4, 4)
+        )
         method.after_revision(0.5)
         if number < 4:
             torch.testing.assert_close(memory, looks[: number + 1].mean(0))

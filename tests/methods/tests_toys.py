@@ -12,7 +12,9 @@ class ToyNetwork(nn.Module):
     def __init__(self, ndim: int) -> None:
         super().__init__()
         conv = nn.Conv2d if ndim == 2 else nn.Conv3d
-        self.body = nn.Sequential(conv(1, 8, 3, padding=1), nn.LeakyReLU(), nn.Dropout(0.1), conv(8, CLASSES, 3, padding=1))
+        self.body = nn.Sequential(
+            conv(1, 8, 3, padding=1), nn.LeakyReLU(), nn.Dropout(0.1), conv(8, CLASSES, 3, padding=1)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         return self.body(image)

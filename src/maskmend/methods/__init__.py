@@ -50,7 +50,9 @@ def check_settings(method: type[Method], given: dict[str, Any]) -> None:
     for key in given:
         if key not in legal:
             guess = nearest(key, legal)
-            remedy = f"did you mean method.{guess}?" if guess else f"it has: {', '.join(sorted(legal)) or 'none'}"
+            remedy = (
+                f"did you mean method.{guess}?" if guess else f"it has: {', '.join(sorted(legal)) or 'none'}"
+            )
             raise UsageError(f"{method.__name__} has no setting {key!r}", f"method.{key}", remedy)
 
 

@@ -77,7 +77,9 @@ class Method(nn.Module):
             self.case_state = torch.zeros(len(self.case_state), len(figures), device=self.case_state.device)
         self.case_state[index] = figures.to(self.case_state)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As torch does, after making room in buffers that grow with the data."""
         for path, buffer in list(self.named_buffers()):
             stored = state_dict.get(path)
@@ -106,7 +108,14 @@ class Method(nn.Module):
         return self.predict(image)
 
     def revise(
-        self, index: int, probs: Tensor, label: Tensor, valid: Tensor, memory: Tensor | None, progress: float
+        self,
+        index: int,
+        probs: Tensor,
+        label: Tensor,
+        valid: Tensor,
+        memory: Tensor | None,
+        progress: float,
+        image: Tensor,
     ) -> Tensor | None:
         """The new memory of one case, or None to keep none.
 
@@ -117,6 +126,7 @@ class Method(nn.Module):
             valid: (*S) bool.
             memory: what was remembered before, (K, *S), or None at the first look.
             progress: in [0, 1].
+            image: (C, *S), un-augmented.
         """
         return None
 

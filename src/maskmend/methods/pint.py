@@ -124,12 +124,21 @@ class Pint(EmaMethod):
     @torch.no_grad()
     def observe(self, image: Tensor) -> Tensor:
         """One stochastic teacher pass: dropout on, noise on the input."""
-        noise = (self.input_noise * torch.randn_like(image)).clamp(-2 * self.input_noise, 2 * self.input_noise)
+        noise = (self.input_noise * torch.randn_like(image)).clamp(
+            -2 * self.input_noise, 2 * self.input_noise
+        )
         with dropout_on(self.teacher):
             return self.predict(image + noise)
 
     def revise(
-        self, index: int, probs: Tensor, label: Tensor, valid: Tensor, memory: Tensor | None, progress: float
+        self,
+        index: int,
+        probs: Tensor,
+        label: Tensor,
+        valid: Tensor,
+        memory: Tensor | None,
+        progress: float,
+        image: Tensor,
     ) -> Tensor | None:
         """The mean of the last `passes` looks (exact for the first `passes`, exponential after)."""
         if memory is None:
@@ -159,7 +168,9 @@ class Pint(EmaMethod):
             return 1 - unsure
         return torch.exp(-unsure) if self.weight == "exp" else (unsure < self.threshold).float()
 
-    def _pixel_loss(self, logits: Tensor, given: Tensor, pseudo: Tensor, trust: Tensor, valid: Tensor) -> Tensor:
+    def _pixel_loss(
+        self, logits: Tensor, given: Tensor, pseudo: Tensor, trust: Tensor, valid: Tensor
+    ) -> Tensor:
         if self.pseudo == "none":
             return ce_dice(logits, given, trust * valid)
         target = _mix(given, pseudo, trust) if self.original else pseudo

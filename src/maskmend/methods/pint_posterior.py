@@ -35,8 +35,8 @@ class PintPosterior(EmaMethod):
        (temporal ensembling: K passes for the price of one forward pass per image and epoch);
     2. per case and class, the signed offset (mean thickness between the two boundaries, in voxels) and the
        disagreement that remains once volumes are matched are measured;
-    3. the cases fall into groups of like offset (see `Groups`); the largest is the shared convention, within it
-       those with much left disagreement are set apart, and every image gets the posterior `q` of being neither;
+    3. the cases fall into groups of like offset (see `Groups`); the densest is the shared convention,
+       unless another lies on plainly stronger edges of the images; within it those with much left disagreement are set apart, and every image gets the posterior `q` of being neither;
     4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the cases that follow it;
     5. each voxel learns `w y + (1 - w) p`, `w = q (1 - (1 - u)(1 - p_y))`: the given label unless the image does
        not follow the convention, or the calibrated teacher is sure (low entropy `u`) and contradicts it. Where
@@ -44,8 +44,8 @@ class PintPosterior(EmaMethod):
 
     When all masks follow one convention there is one group, `q` is 1 and the image level does nothing.
 
-    The assumption, to be known by every user: the largest consistent group of masks is right. When most masks
-    share the same flaw, the flaw is what is learnt.
+    The assumption, to be known by every user: the masks that agree best with one another are right, because
+    sound masks repeat one convention and flaws scatter. A flaw that most masks repeat to the voxel is learnt.
 
     Args:
         make_network: builds one network.
@@ -55,6 +55,9 @@ class PintPosterior(EmaMethod):
         image_level: weigh images by `q`.
         pixel_level: weigh voxels by the noise posterior.
         calibrate: set the teacher to the shared convention before it is used as pseudo label.
+        edges: let plain edges in the images overrule density in the choice of the convention.
+        pseudo_weight: weight of an image that is learnt from its pseudo label, relative to one learnt from its given
+            label, in [0, 1]; 0 leaves flawed images out.
         range_voxels: width of the uniform that takes masks of no group, > 0; wider is more forgiving.
         strength: how far targets move from the given label at the end of the ramp, in [0, 1].
 
@@ -79,8 +82,10 @@ class PintPosterior(EmaMethod):
         warmup: float = 0.2,
         memory: float = 0.7,
         image_level: bool = True,
-        pixel_level: bool = True,
+        pixel_level: bool = False,
         calibrate: bool = True,
+        edges: bool = True,
+        pseudo_weight: float = 0.3,
         range_voxels: float = 8.0,
         strength: float = 1.0,
     ) -> None:
@@ -88,6 +93,8 @@ class PintPosterior(EmaMethod):
         self.warmup = within("warmup", warmup, 0, 0.99)
         self.memory = within("memory", memory, 0, 0.999)
         self.image_level, self.pixel_level, self.calibrate = image_level, pixel_level, calibrate
+        self.edges = edges
+        self.pseudo_weight = within("pseudo_weight", pseudo_weight, 0, 1)
         self.range_voxels = within("range_voxels", range_voxels, 1e-3, 1e6)
         self.strength = within("strength", strength, 0, 1)
         self.offsets = Groups(width=self.range_voxels, least_sd=0.1)
@@ -109,25 +116,34 @@ class PintPosterior(EmaMethod):
         trust = image_trust.view(-1, *[1] * (valid.ndim - 1)) * self._pixel_trust(probs, batch["label"])
         keep = 1 - self.strength * ramp(progress, self.warmup, self.warmup + 0.1) * (1 - trust)
         target = torch.lerp(probs, given, keep.unsqueeze(1))
+        weight = valid * (self.pseudo_weight + (1 - self.pseudo_weight) * keep)
         logs: dict[str, Tensor | float] = {
             "image_trust": image_trust.mean(),
             "pixel_trust": (trust * valid).sum() / valid.sum().clamp_min(1),
         }
-        return StepOutput(ce_dice(logits, target, valid), logs)
+        return StepOutput(ce_dice(logits, target, weight), logs)
 
     def wants_revision(self, progress: float) -> bool:
         """From half the warm-up on, so that the average is a few looks old when it is first used."""
         return progress >= self.warmup / 2
 
     def revise(
-        self, index: int, probs: Tensor, label: Tensor, valid: Tensor, memory: Tensor | None, progress: float
+        self,
+        index: int,
+        probs: Tensor,
+        label: Tensor,
+        valid: Tensor,
+        memory: Tensor | None,
+        progress: float,
+        image: Tensor,
     ) -> Tensor | None:
         """Average the looks; keep what sets this case's mask apart from the average."""
         averaged = probs if memory is None else torch.lerp(probs, memory, self.memory)
         given = one_hot(label[None], len(probs))[0]
         features = mask_features(averaged * valid, given * valid)
-        sample = _boundary_sample(averaged, label, valid)
-        self.keep(index, torch.cat([features.flatten(), sample.flatten()]))
+        edges = edge_strength(image, (label > 0) & valid)[None]
+        sample = _calibration_sample(averaged, label, valid)
+        self.keep(index, torch.cat([edges, features.flatten(), sample.flatten()]))
         return averaged
 
     @torch.no_grad()
@@ -135,13 +151,13 @@ class PintPosterior(EmaMethod):
         """Fit the shared convention over all cases, then the teacher's calibration to it."""
         classes = self._classes()
         split = 2 * (classes - 1)
-        features = self.case_state[:, :split]
-        self.offsets.fit(features[:, : classes - 1])
+        edges, features = self.case_state[:, 0], self.case_state[:, 1 : 1 + split]
+        self.offsets.fit(features[:, : classes - 1], edges if self.edges else None)
         alike = self.offsets.posterior(features[:, : classes - 1])
         rest = features[:, classes - 1 :].mean(1, keepdim=True)
         self.residuals.fit(rest[alike > 0.5])
         self.image_posterior = self._posterior(features)
-        sample = self.case_state[:, split:].view(-1, SAMPLED, classes + 2)
+        sample = self.case_state[:, 1 + split :].view(-1, SAMPLED, classes + 2)
         self.scale, self.bias = _fit_calibration(sample, self.image_posterior)
 
     def noise(self, probs: Tensor, label: Tensor) -> Tensor:
@@ -161,8 +177,8 @@ class PintPosterior(EmaMethod):
         return self.offsets.posterior(features[:, :half]) * self.residuals.posterior(rest)
 
     def _classes(self) -> int:
-        # A row holds 2 (K - 1) features and SAMPLED (K + 2) sampled figures.
-        return (self.case_state.shape[1] + 2 - 2 * SAMPLED) // (2 + SAMPLED)
+        # A row holds the edge strength, 2 (K - 1) features and SAMPLED (K + 2) sampled figures.
+        return (self.case_state.shape[1] + 1 - 2 * SAMPLED) // (2 + SAMPLED)
 
     def _calibrated(self, probs: Tensor) -> Tensor:
         if not self.calibrate or not len(self.bias):
@@ -186,7 +202,10 @@ def teacher_trust(probs: Tensor, low: float = 0.5, high: float = 0.8) -> Tensor:
     The Dice that the prediction itself expects of its own decision, 0 below `low`, 1 above `high`.
     """
     flat = probs.flatten(2)[:, 1:]
-    decided = (probs.argmax(1).flatten(1).unsqueeze(1) == torch.arange(1, probs.shape[1], device=probs.device)[:, None])
+    decided = (
+        probs.argmax(1).flatten(1).unsqueeze(1)
+        == torch.arange(1, probs.shape[1], device=probs.device)[:, None]
+    )
     overlap = (flat * decided).sum(2)
     expected = (2 * overlap + 1e-3) / (flat.sum(2) + decided.sum(2) + 1e-3)
     return ((expected.mean(1) - low) / (high - low)).clamp(0, 1)
@@ -218,6 +237,26 @@ def mask_features(probs: Tensor, given: Tensor) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
+def edge_strength(image: Tensor, mask: Tensor) -> Tensor:
+    """Mean intensity gradient on the border of a mask, relative to its surroundings; 0 for an empty mask.
+
+    Args:
+        image: (C, *S).
+        mask: (*S) bool, any foreground class.
+    """
+    ndim = mask.ndim
+    pool = nn.functional.max_pool2d if ndim == 2 else nn.functional.max_pool3d
+    smooth = nn.functional.avg_pool2d if ndim == 2 else nn.functional.avg_pool3d
+    soft = smooth(image[None], 3, stride=1, padding=1)[0]
+    gradient = sum(g.square().sum(0) for g in torch.gradient(soft, dim=tuple(range(1, ndim + 1)))).sqrt()
+    solid = mask[None, None].float()
+    border = (pool(solid, 3, stride=1, padding=1) + pool(-solid, 3, stride=1, padding=1))[0, 0]
+    around = pool(solid, 9, stride=1, padding=4)[0, 0]
+    mean = (gradient * border).sum() / border.sum().clamp_min(1)
+    surroundings = (gradient * around).sum() / around.sum().clamp_min(1)
+    return mean / surroundings.clamp_min(1e-6)
+
+
 def _boundary_area(mask: Tensor) -> Tensor:
     """Total variation of (*S): boundary length in 2-D, area in 3-D, in voxels; also of soft masks."""
     squares = torch.zeros_like(mask)
@@ -227,19 +266,24 @@ def _boundary_area(mask: Tensor) -> Tensor:
     return squares.sqrt().sum()
 
 
-def _boundary_sample(probs: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """Voxels that can move a calibration, (SAMPLED, K + 2): log p, the given class, how many voxels one stands for."""
+def _calibration_sample(probs: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Voxels to calibrate on, (SAMPLED, K + 2): log p, the given class, how many voxels one stands for.
+
+    Three quarters are drawn where the teacher doubts the label, the rest where it does not: the few doubtful
+    voxels decide the fit, but without the many sure ones it would learn to doubt everything.
+    """
     classes = len(probs)
     flat, given = probs.flatten(1), label.flatten()
-    told = flat.gather(0, given.clamp(0, classes - 1)[None])[0]
-    open_to_doubt = torch.nonzero(valid.flatten() & (told < 0.995))[:, 0]
-    sample = torch.zeros(SAMPLED, classes + 2)
-    if len(open_to_doubt):
-        chosen = open_to_doubt[torch.randint(len(open_to_doubt), (SAMPLED,))]
-        sample[:, :classes] = flat[:, chosen].clamp_min(TINY).log().T
-        sample[:, classes] = given[chosen].float()
-        sample[:, classes + 1] = len(open_to_doubt) / SAMPLED
-    return sample
+    doubtful = flat.gather(0, given.clamp(0, classes - 1)[None])[0] < 0.98
+    rows = [torch.zeros(0, classes + 2)]
+    for stratum, size in ((doubtful, 3 * SAMPLED // 4), (~doubtful, SAMPLED // 4)):
+        places = torch.nonzero(valid.flatten() & stratum)[:, 0]
+        if len(places):
+            chosen = places[torch.randint(len(places), (size,))]
+            row = [flat[:, chosen].clamp_min(TINY).log().T, given[chosen].float()[:, None]]
+            rows.append(torch.cat([*row, torch.full((size, 1), len(places) / size)], dim=1))
+    sample = torch.cat(rows)
+    return torch.cat([sample, torch.zeros(SAMPLED - len(sample), classes + 2)])
 
 
 def _voxel_posterior(probs: Tensor, label: Tensor) -> Tensor:
@@ -262,7 +306,9 @@ def _fit_calibration(sample: Tensor, posterior: Tensor) -> tuple[Tensor, Tensor]
         logits = scale * logs[used] + torch.cat([bias.new_zeros(1), bias])
         loss = nn.functional.cross_entropy(logits, given[used], reduction="none")
         # Mild priors: without contradicting voxels nothing pulls the teacher away from itself.
-        total = (loss * weight[used]).sum() / weight[used].sum() + 1e-3 * ((scale - 1) ** 2 + bias.square().sum())
+        total = (loss * weight[used]).sum() / weight[used].sum() + 1e-3 * (
+            (scale - 1) ** 2 + bias.square().sum()
+        )
         total.backward()
         return total.detach()
 

@@ -20,7 +20,9 @@ BATCH_3D = 4
 
 
 @torch.no_grad()
-def revise_all(fabric: Fabric, method: Method, job: Job, memory: Memory, version: int, progress: float) -> None:
+def revise_all(
+    fabric: Fabric, method: Method, job: Job, memory: Memory, version: int, progress: float
+) -> None:
     """Make a new version of the memory from one look at every case, shared out over the processes.
 
     Args:
@@ -54,7 +56,7 @@ def _revise_one(
     label = torch.from_numpy(case.label.astype("int64"))
     valid = torch.ones_like(label, dtype=torch.bool) if case.valid is None else torch.tensor(case.valid)
     remembered = None if before is None else torch.from_numpy(before.astype("float32"))
-    new = method.revise(index, probs, label, valid, remembered, progress)
+    new = method.revise(index, probs, label, valid, remembered, progress, torch.from_numpy(case.image))
     if new is not None:
         memory.write(version, index, new)
 
