@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
-ROUNDS = 60
+ROUNDS = 40
 DECISIVE = 2.0  # in (robust) standard deviations within groups
 LEAST_WEIGHT = 0.1  # of a group that evidence may choose
 
@@ -73,6 +73,8 @@ class Groups(nn.Module):
             criterion = -2 * likelihood + free * math.log(len(features))
             if best is None or criterion < best[0] - self.gain:
                 best = criterion, mean, sd, weight
+            elif count > len(best[1]) + 1:
+                break  # two more groups did not pay, nor will three
         assert best is not None
         _, mean, sd, weight = best
         share = self._logs(features, mean, sd, weight).softmax(1)[:, :-1]

@@ -20,6 +20,7 @@ from maskmend.methods.base import (
 from maskmend.mixture import Groups
 
 SAMPLED = 128  # voxels per case on which the teacher is calibrated
+CALIBRATED_ON = 8000  # voxels of all cases together
 TINY = 1e-4
 
 
@@ -141,7 +142,9 @@ class PintPosterior(EmaMethod):
         averaged = probs if memory is None else torch.lerp(probs, memory, self.memory)
         given = one_hot(label[None], len(probs))[0]
         features = mask_features(averaged * valid, given * valid)
-        edges = edge_strength(image, (label > 0) & valid)[None]
+        # Image and label stay as they are, so the edges are measured at the first look only.
+        first = memory is None
+        edges = edge_strength(image, (label > 0) & valid)[None] if first else self.case_state[index, :1].to(probs)
         sample = _calibration_sample(averaged, label, valid)
         self.keep(index, torch.cat([edges, features.flatten(), sample.flatten()]))
         return averaged
@@ -292,27 +295,28 @@ def _voxel_posterior(probs: Tensor, label: Tensor) -> Tensor:
 
 
 def _fit_calibration(sample: Tensor, posterior: Tensor) -> tuple[Tensor, Tensor]:
-    """`a` and `b` of softmax(a log p + b) that best explain the given labels of the core cases."""
+    """`a` and `b` of softmax(a log p + b) that best explain the given labels of the cases that are believed."""
     classes = sample.shape[2] - 2
-    logs, given = sample[..., :classes].flatten(0, 1), sample[..., classes].flatten().long()
-    weight = (sample[..., classes + 1] * posterior[:, None]).flatten()
+    # Every case keeps its share of the voxels: those taken stand for those left out.
+    step = max(1, sample.shape[0] * sample.shape[1] // CALIBRATED_ON)
+    sample = sample.flatten(0, 1)[::step]
+    weight = sample[:, classes + 1] * posterior.repeat_interleave(SAMPLED)[::step]
     used = weight > 1e-3
+    logs, given, weight = sample[used, :classes], sample[used, classes].long(), weight[used]
     scale = torch.ones(1, device=sample.device, requires_grad=True)
     bias = torch.zeros(classes - 1, device=sample.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([scale, bias], max_iter=25, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([scale, bias], max_iter=10, max_eval=20, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        logits = scale * logs[used] + torch.cat([bias.new_zeros(1), bias])
-        loss = nn.functional.cross_entropy(logits, given[used], reduction="none")
+        logits = scale * logs + torch.cat([bias.new_zeros(1), bias])
+        loss = nn.functional.cross_entropy(logits, given, reduction="none")
         # Mild priors: without contradicting voxels nothing pulls the teacher away from itself.
-        total = (loss * weight[used]).sum() / weight[used].sum() + 1e-3 * (
-            (scale - 1) ** 2 + bias.square().sum()
-        )
+        total = (loss * weight).sum() / weight.sum() + 1e-3 * ((scale - 1) ** 2 + bias.square().sum())
         total.backward()
         return total.detach()
 
-    if used.any():
+    if len(given):
         with torch.enable_grad():
             optimizer.step(objective)
     full = torch.cat([bias.new_zeros(1), bias]).detach()
