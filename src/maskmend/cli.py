@@ -111,6 +111,9 @@ def train(
     from maskmend.train.run import train as run_train
 
     run = run_train(dataset, out, options, resume=resume, overwrite=overwrite)
+    from maskmend.report import run_report
+
+    _message(f"report: {run_report(run.folder)}")
     _message(f"next: maskmend predict {shlex.quote(str(out))} IMAGES -o PREDICTIONS")
     if as_json:
         _print_json({"run": str(run.folder), "labels": run.labels, **run.facts})

@@ -175,7 +175,8 @@ class EmaMethod(Method):
         """Move the average towards the student; buffers such as batch-norm statistics are copied."""
         self.steps_seen += 1
         decay = min(1 - 1 / (self.steps_seen.item() + 1), self.ema)
-        averaged, current = list(self.teacher.parameters()), list(self.student.parameters())
+        averaged: list[Tensor] = list(self.teacher.parameters())
+        current: list[Tensor] = list(self.student.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
         for old, new in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
             old.copy_(new)

@@ -118,10 +118,9 @@ class PintPosterior(EmaMethod):
         keep = 1 - self.strength * ramp(progress, self.warmup, self.warmup + 0.1) * (1 - trust)
         target = torch.lerp(probs, given, keep.unsqueeze(1))
         weight = valid * (self.pseudo_weight + (1 - self.pseudo_weight) * keep)
-        logs: dict[str, Tensor | float] = {
-            "image_trust": image_trust.mean(),
-            "pixel_trust": (trust * valid).sum() / valid.sum().clamp_min(1),
-        }
+        logs: dict[str, Tensor | float] = {"image_trust": image_trust.mean()}
+        if self.pixel_level:
+            logs["voxel_trust"] = (trust * valid).sum() / valid.sum().clamp_min(1)
         return StepOutput(ce_dice(logits, target, weight), logs)
 
     def wants_revision(self, progress: float) -> bool:
