@@ -7,7 +7,7 @@ import torch
 from maskmend.losses import ce_dice, cross_entropy, dice_loss, masked_mean, one_hot
 
 
-@pytest.fixture()
+@pytest.fixture
 def case():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 3, 5, 6))
@@ -26,7 +26,9 @@ def test_cross_entropy_is_minus_log_p(case):
     p = softmax(logits.numpy())
     expected = -np.log(np.take_along_axis(p, label.numpy()[:, None], 1)[:, 0])
     np.testing.assert_allclose(cross_entropy(logits, label).numpy(), expected, rtol=1e-12)
-    np.testing.assert_allclose(cross_entropy(logits, one_hot(label, 3).double()).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        cross_entropy(logits, one_hot(label, 3).double()).numpy(), expected, rtol=1e-12
+    )
 
 
 def test_dice_pools_the_batch_over_foreground_classes(case):
@@ -43,7 +45,9 @@ def test_dice_equals_monai_on_one_image(case):
     from monai.losses import DiceLoss
 
     logits, label, _ = case
-    reference = DiceLoss(include_background=False, softmax=True, to_onehot_y=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5)
+    reference = DiceLoss(
+        include_background=False, softmax=True, to_onehot_y=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
+    )
     ours = dice_loss(logits, label, torch.ones_like(label))
     assert ours.item() == pytest.approx(reference(logits, label[:, None]).item(), rel=1e-6)
 

@@ -8,10 +8,10 @@ import inspect
 
 import pytest
 import torch
+from tests_toys import toy_batch, toy_network
 
 from maskmend import methods
 from maskmend.errors import UsageError
-from tests_toys import toy_batch, toy_network
 
 NAMES = methods.names()
 

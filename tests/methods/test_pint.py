@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests_toys import toy_batch, toy_network
 
 from maskmend.errors import UsageError
 from maskmend.methods.base import entropy
 from maskmend.methods.pint import Pint
-from tests_toys import toy_batch, toy_network
 
 
 def numpy_pint(

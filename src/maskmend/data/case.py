@@ -30,11 +30,14 @@ class Geometry:
 
     @property
     def ndim(self) -> int:
+        """2 or 3."""
         return len(self.shape)
 
     def corners_mm(self) -> np.ndarray:
         """The outer voxel centres in millimetres, (2^ndim, 3); index space times spacing without an affine."""
-        ends = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij")).reshape(self.ndim, -1).T
+        ends = (
+            np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij")).reshape(self.ndim, -1).T
+        )
         xyz = np.zeros((len(ends), 3))
         xyz[:, : self.ndim] = ends[:, ::-1]
         if self.affine is None:
@@ -96,10 +99,12 @@ class Dataset:
 
     @property
     def train(self) -> tuple[Case, ...]:
+        """The cases of the training split."""
         return tuple(case for case in self.cases if case.split == "train")
 
     @property
     def test(self) -> tuple[Case, ...]:
+        """The cases of the test split."""
         return tuple(case for case in self.cases if case.split == "test")
 
     def __getitem__(self, case_id: str) -> Case:

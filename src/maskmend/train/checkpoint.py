@@ -12,7 +12,7 @@ from maskmend.data.atomic import atomic_write
 from maskmend.errors import DataError
 from maskmend.progress import message
 
-STATE, PREVIOUS = "state.pt", "state.prev.pt"
+NEW, STATE, PREVIOUS = "state.new.pt", "state.pt", "state.prev.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -23,7 +23,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     Raises:
         ResourceError: the disk is full; the old state is intact.
     """
-    new = folder / "state.new.pt"
+    new = folder / NEW
     atomic_write(new, lambda path: torch.save(state, path))
     if (folder / STATE).exists():
         os.replace(folder / STATE, folder / PREVIOUS)
@@ -35,7 +35,7 @@ def load(folder: Path) -> dict[str, Any] | None:
 
     Only tensors and plain values are read (`weights_only`): a state file cannot run code.
     """
-    found = [folder / name for name in ("state.new.pt", STATE, PREVIOUS) if (folder / name).exists()]
+    found = [folder / name for name in (NEW, STATE, PREVIOUS) if (folder / name).exists()]
     for path in found:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -52,7 +52,8 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 def memories_in_use(folder: Path) -> set[int]:
     """The memory versions that the stored states refer to."""
-    return {s["memory"] for name in (STATE, PREVIOUS) if (s := _peek(folder / name)) and s["memory"] is not None}
+    states = (_peek(folder / name) for name in (NEW, STATE, PREVIOUS))
+    return {state["memory"] for state in states if state and state["memory"] is not None}
 
 
 def _peek(path: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from maskmend.progress import message, quiet
 
 
 def choose_device(name: str) -> str:
-    """"auto", "cpu", "cuda" or "cuda:1" to a device that is there.
+    """The device that is there for "auto", "cpu", "cuda" or "cuda:1".
 
     Raises:
         UsageError: a GPU was asked for by name and there is none.
@@ -38,7 +38,9 @@ def choose_precision(name: str, device: str) -> str:
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[name]
 
 
-def launch(work: Callable[[Fabric, Any], None], job: Any, *, device: str, precision: str, processes: int) -> None:
+def launch(
+    work: Callable[[Fabric, Any], None], job: Any, *, device: str, precision: str, processes: int
+) -> None:
     """Run `work(fabric, job)` in one process, or in `processes` of them joined by DDP.
 
     Args:
@@ -53,7 +55,7 @@ def launch(work: Callable[[Fabric, Any], None], job: Any, *, device: str, precis
             accelerator=kind,
             devices=[int(number)] if number else processes,
             strategy="auto" if processes == 1 else "ddp_spawn",
-            precision=choose_precision(precision, device),  # type: ignore[arg-type]
+            precision=choose_precision(precision, device),
         )
     try:
         if processes == 1:
@@ -76,7 +78,7 @@ def summed(fabric: Fabric, tensor: Tensor) -> Tensor:
     """The sum over all processes; the tensor itself when there is one."""
     if fabric.world_size == 1:
         return tensor
-    total: Tensor = fabric.all_reduce(tensor, reduce_op="sum")  # type: ignore[assignment]
+    total: Tensor = fabric.all_reduce(tensor, reduce_op="sum")
     return total
 
 

@@ -53,7 +53,9 @@ def _remove_if_stale(path: Path) -> None:
         return
     except (ValueError, KeyError, TypeError):
         holder, pid, host = {}, 0, socket.gethostname()  # killed while it wrote the lock
-    gone = host == socket.gethostname() and (pid == 0 or not Path(f"/proc/{pid}").exists() and not _alive(pid))
+    gone = host == socket.gethostname() and (
+        pid == 0 or (not Path(f"/proc/{pid}").exists() and not _alive(pid))
+    )
     reused = host == socket.gethostname() and holder.get("born") and _born(pid) != holder["born"]
     if not gone and not reused:
         fact = f"in use by process {pid} on {host} since {holder.get('start')}"

@@ -46,6 +46,7 @@ class Job:
     make_method: Callable[[], Method]
     held_out: Cache | None = None
     picture: Callable[[Method, Memory, int], None] | None = None
+    finish: Callable[[], None] | None = None  # called by the first process when the last state is saved
 
 
 def fit(fabric: Fabric, job: Job) -> None:
@@ -80,13 +81,22 @@ class _Training:
     """The state of one call of `fit`, so that the loop itself reads as one page."""
 
     def __init__(
-        self, fabric: Fabric, job: Job, method: Method, wrapped: Any, optimizer: Any, memory: Memory, step: int
+        self,
+        fabric: Fabric,
+        job: Job,
+        method: Method,
+        wrapped: Any,
+        optimizer: Any,
+        memory: Memory,
+        step: int,
     ) -> None:
         self.fabric, self.job, self.train = fabric, job, job.config.train
         self.method, self.wrapped, self.optimizer, self.memory = method, wrapped, optimizer, memory
         self.step = step
         self.batch = job.plan.batch
-        self.metrics = MetricsFile(job.folder, step, enabled=fabric.global_rank == 0, tensorboard=self.train.tensorboard)
+        self.metrics = MetricsFile(
+            job.folder, step, enabled=fabric.global_rank == 0, tensorboard=self.train.tensorboard
+        )
         self.validation = Validation(job, fabric)
         self.stop_requested = False
 
@@ -97,14 +107,18 @@ class _Training:
 
     def go(self) -> None:
         self.method.train()
-        with _signals(self._request_stop), bar("training", self.train.steps, start=self.step) as shown:
-            while self.step < self.train.steps:
-                for batch in self._until_next_epoch():
-                    self._one_step(batch)
-                    shown.update(1, **self.metrics.latest)
-                    self._between_steps()
-        self._save()
-        self.metrics.close()
+        with _signals(self._request_stop):  # also while finishing: what is nearly done is not thrown away
+            with bar("training", self.train.steps, start=self.step) as shown:
+                while self.step < self.train.steps:
+                    for batch in self._until_next_epoch():
+                        self._one_step(batch)
+                        shown.update(1, **self.metrics.latest)
+                        self._between_steps()
+            self._save()
+            self.metrics.close()
+            if self.job.finish and self.fabric.global_rank == 0:
+                self.job.finish()
+            self.fabric.barrier()
 
     def _one_step(self, batch: Batch) -> None:
         progress = self.step / self.train.steps
@@ -123,17 +137,24 @@ class _Training:
 
     def _between_steps(self) -> None:
         last = self.step == self.train.steps
-        if engine.any_process(self.fabric, self.stop_requested):
-            self._save()
-            remedy = f"maskmend train ... -o {self.job.folder} --resume"
-            raise Interrupted(f"stopped after step {self.step} of {self.train.steps}; the state is saved", None, remedy)
-        if self.step % self.train.checkpoint_every == 0 or last:
+        stop = engine.any_process(self.fabric, self.stop_requested) and not last
+        checkpoint_due = self.step % self.train.checkpoint_every == 0
+        if checkpoint_due or last:  # also before a stop, else the resumed run would lack this score
             score = self.validation.after(self.method, self.step)
             if score is not None:
                 self.metrics.extra(self.step, validation_dice=score)
-            if not last:
-                self._save()
-        if (self.step % self.train.picture_every == 0 or last) and self.job.picture and self.fabric.global_rank == 0:
+        if (checkpoint_due or stop) and not last:
+            self._save()
+        if stop:
+            remedy = f"maskmend train ... -o {self.job.folder} --resume"
+            raise Interrupted(
+                f"stopped after step {self.step} of {self.train.steps}; the state is saved", None, remedy
+            )
+        if (
+            (self.step % self.train.picture_every == 0 or last)
+            and self.job.picture
+            and self.fabric.global_rank == 0
+        ):
             self.job.picture(self.method, self.memory, self.step)
             self.method.train()
 
@@ -187,7 +208,9 @@ class _Training:
     def _refuse_non_finite(self, loss: float, cases: list[str]) -> None:
         if engine.any_process(self.fabric, not np.isfinite(loss)):
             remedy = "lower train.lr=; look at these cases with `maskmend check`; the last good state is kept"
-            raise DataError(f"the loss is {loss} at step {self.step}, cases {', '.join(sorted(set(cases)))}", None, remedy)
+            raise DataError(
+                f"the loss is {loss} at step {self.step}, cases {', '.join(sorted(set(cases)))}", None, remedy
+            )
 
     def _request_stop(self) -> None:
         self.stop_requested = True
@@ -221,7 +244,10 @@ class Stream(Dataset[tuple[Batch, list[Choice]]]):
 
 def schedule(progress: float) -> float:
     """Learning rate relative to its peak: a short rise, then a half cosine to 1 % of it."""
-    return max(0.01, ramp(progress, -WARM_UP / 10, WARM_UP) if progress < WARM_UP else 1 - ramp(progress, WARM_UP, 1.0))
+    return max(
+        0.01,
+        ramp(progress, -WARM_UP / 10, WARM_UP) if progress < WARM_UP else 1 - ramp(progress, WARM_UP, 1.0),
+    )
 
 
 def _optimizer(method: Method, lr: float, weight_decay: float) -> AdamW:
@@ -239,7 +265,9 @@ def _seed(*parts: int) -> int:
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    moved = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    moved = {
+        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+    }
     return moved  # type: ignore[return-value]
 
 

@@ -69,7 +69,7 @@ class Memory:
         entries = json.loads(table.read_text())
         if not entries:
             return
-        data = np.memmap(table.with_suffix(".f16"), np.float16, mode="r")
+        data: np.ndarray = np.memmap(table.with_suffix(".f16"), np.float16, mode="r")
         if data.nbytes <= IN_RAM:
             data = np.array(data)
         for index, start, shape in entries:

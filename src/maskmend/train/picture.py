@@ -10,6 +10,7 @@ from maskmend.data.cache import Cache
 from maskmend.methods.base import Method
 from maskmend.predict.sliding import predict_many
 from maskmend.train.memory import Memory
+from maskmend.train.revision import given_label
 
 SHOWN, LOOKED_AT = 4, 48
 
@@ -25,13 +26,16 @@ def training_picture(method: Method, cache: Cache, memory: Memory) -> bytes:
     chosen = np.unique(np.linspace(0, len(cache) - 1, min(LOOKED_AT, len(cache))).astype(int)).tolist()
     rows = []
     for index, probs in zip(chosen, _probabilities(method, cache, memory, chosen, device), strict=True):
-        label = torch.from_numpy(cache[index].label.astype("int64"))
+        label = given_label(cache[index])
         noise = method.noise(probs[None].to(device), label[None].to(device))[0].cpu().numpy()
         foreground = max(int((label > 0).sum()), 1)
         rows.append((float(noise.sum()) / foreground, index, probs.argmax(dim=0).numpy(), noise))
     rows.sort(key=lambda row: -row[0])
     return draw.noise_rows(
-        [(cache.ids[i], cache[i].image[0], cache[i].label, pseudo, noise) for _, i, pseudo, noise in rows[:SHOWN]]
+        [
+            (cache.ids[i], cache[i].image[0], given_label(cache[i]).numpy(), pseudo, noise)
+            for _, i, pseudo, noise in rows[:SHOWN]
+        ]
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning_fabric import Fabric
 
+from maskmend.data.preprocess import Prepared
 from maskmend.methods.base import Method
 from maskmend.predict.sliding import predict_many
 from maskmend.train.engine import summed
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 BATCH_2D = 64  # windows per forward pass without gradients
 BATCH_3D = 4
+
+
+def given_label(case: Prepared) -> torch.Tensor:
+    """Class indices (*P) long of a training case, which always has a label."""
+    assert case.label is not None
+    return torch.from_numpy(case.label.astype("int64"))
 
 
 @torch.no_grad()
@@ -53,7 +60,7 @@ def _revise_one(
     method: Method, job: Job, memory: Memory, version: int, index: int, probs: torch.Tensor, progress: float
 ) -> None:
     case, before = job.cache[index], memory(index)
-    label = torch.from_numpy(case.label.astype("int64"))
+    label = given_label(case)
     valid = torch.ones_like(label, dtype=torch.bool) if case.valid is None else torch.tensor(case.valid)
     remembered = None if before is None else torch.from_numpy(before.astype("float32"))
     new = method.revise(index, probs, label, valid, remembered, progress, torch.from_numpy(case.image))

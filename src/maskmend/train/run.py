@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -34,7 +34,13 @@ from maskmend.train import checkpoint, engine, lock
 from maskmend.train.loop import Job, fit
 
 FORMAT = "maskmend 1"
-MODEL, PLAN, CONFIG, FACTS, FINGERPRINT = "model.safetensors", "plan.json", "config.yaml", "run.json", "fingerprint.json"
+MODEL, PLAN, CONFIG, FACTS, FINGERPRINT = (
+    "model.safetensors",
+    "plan.json",
+    "config.yaml",
+    "run.json",
+    "fingerprint.json",
+)
 CHANGEABLE = (
     "train.steps", "train.workers", "train.threads", "train.checkpoint_every", "train.picture_every",
     "train.tensorboard", "device", "predict", "evaluate", "data.cache",
@@ -59,10 +65,14 @@ class Run:
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file() or not (folder / PLAN).is_file():
-            raise UsageError("not a run folder (no config.yaml and plan.json)", folder, "give the -o of `maskmend train`")
+            raise UsageError(
+                "not a run folder (no config.yaml and plan.json)", folder, "give the -o of `maskmend train`"
+            )
         facts = json.loads((folder / FACTS).read_text())
         if facts.get("format") != FORMAT:
-            raise UsageError(f"has format {facts.get('format')!r}, this is {FORMAT!r}", folder, "update maskmend")
+            raise UsageError(
+                f"has format {facts.get('format')!r}, this is {FORMAT!r}", folder, "update maskmend"
+            )
         plan = Plan.model_validate_json((folder / PLAN).read_text())
         return cls(folder, load(folder / CONFIG, []), plan, facts)
 
@@ -80,7 +90,9 @@ class Run:
         """The trained method, in evaluation mode on the CPU. Only safetensors are read, never a pickle."""
         path = self.folder / MODEL
         if not path.is_file():
-            raise UsageError("holds no model yet", self.folder, "finish it with `maskmend train ... --resume`")
+            raise UsageError(
+                "holds no model yet", self.folder, "finish it with `maskmend train ... --resume`"
+            )
         try:
             weights = load_file(path)
             with safe_open(path, framework="pt") as file:
@@ -88,7 +100,9 @@ class Run:
         except (SafetensorError, OSError) as fault:
             raise UsageError(f"not a safetensors file ({fault}); nothing else is read", path) from fault
         if kind != FORMAT:
-            raise UsageError(f"is a model of another program or version ({kind!r})", path, "safetensors of maskmend only")
+            raise UsageError(
+                f"is a model of another program or version ({kind!r})", path, "safetensors of maskmend only"
+            )
         method = build_method(self.config, self.plan)
         method.load_state_dict(weights)
         return method.eval()
@@ -142,9 +156,10 @@ def build_method(config: Config, plan: Plan) -> Method:
         depth=plan.depth,
         options=config.network.options,
     )
-    given: Any = method_settings(config)
+    given = method_settings(config)
+    make_method: Callable[..., Method] = methods.load(config.method.name)
     try:
-        return methods.load(config.method.name)(make_network, **given)  # type: ignore[arg-type]
+        return make_method(make_network, **given)
     except TypeError as fault:
         raise UsageError(str(fault), "method", f"given: {given}") from fault
 
@@ -154,7 +169,9 @@ def method_settings(config: Config) -> dict[str, Any]:
     return dict(config.method.model_extra or {})
 
 
-def _train_locked(source: Path | str | Dataset, out: Path, config: Config, resume: bool, command: list[str]) -> Run:
+def _train_locked(
+    source: Path | str | Dataset, out: Path, config: Config, resume: bool, command: list[str]
+) -> Run:
     began = time.monotonic()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -166,7 +183,7 @@ def _train_locked(source: Path | str | Dataset, out: Path, config: Config, resum
     dataset = result.dataset
     assert dataset is not None
     cases, held_out = _divide(dataset, config)
-    plan, facts = _planned(dataset, cases, out, config, resume)
+    plan = _planned(dataset, cases, out, config, resume)
     cache_folder = config.data.cache or out / "cache"
     cache = Cache.open(cases, plan, cache_folder, progress=partial(track, description="preparing"))
     held = Cache.open(held_out, plan, cache_folder) if held_out else None
@@ -183,10 +200,11 @@ def _train_locked(source: Path | str | Dataset, out: Path, config: Config, resum
         make_method=partial(build_method, config, plan),
         held_out=held,
         picture=partial(_picture, out, cache),
+        finish=partial(_finish, out, config, plan, run_facts, began),
     )
-    engine.launch(fit, job, device=config.device, precision=config.train.precision, processes=config.train.processes)
-    _export(out, config, plan)
-    _write_json(out / FACTS, run_facts | {"status": "finished", "seconds": round(time.monotonic() - began, 1)})
+    engine.launch(
+        fit, job, device=config.device, precision=config.train.precision, processes=config.train.processes
+    )
     if config.data.cache is None:
         shutil.rmtree(out / "cache", ignore_errors=True)
     return Run.open(out)
@@ -202,7 +220,9 @@ def _claim(out: Path, resume: bool, overwrite: bool) -> None:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
     taken = (out / FACTS).exists()
     if taken and not resume:
-        raise UsageError("holds a run already", out, "add --resume to continue it or --overwrite to start again")
+        raise UsageError(
+            "holds a run already", out, "add --resume to continue it or --overwrite to start again"
+        )
     if resume and not taken:
         raise UsageError("holds no run to resume", out, "leave out --resume to start one")
     out.mkdir(parents=True, exist_ok=True)
@@ -229,24 +249,24 @@ def _with_rater(case: Case, rater: str) -> Case:
     from dataclasses import replace
 
     if rater not in case.raters:
-        raise UsageError(f"case {case.id} has no rater {rater!r}", "data.rater", f"it has: {', '.join(case.raters)}")
+        raise UsageError(
+            f"case {case.id} has no rater {rater!r}", "data.rater", f"it has: {', '.join(case.raters)}"
+        )
     return replace(case, label=case.raters[rater])
 
 
-def _planned(
-    dataset: Dataset, cases: tuple[Case, ...], out: Path, config: Config, resume: bool
-) -> tuple[Plan, Fingerprint]:
+def _planned(dataset: Dataset, cases: tuple[Case, ...], out: Path, config: Config, resume: bool) -> Plan:
     from dataclasses import replace
 
     if resume and (out / PLAN).exists():
-        return Plan.model_validate_json((out / PLAN).read_text()), Run.open(out).fingerprint
+        return Plan.model_validate_json((out / PLAN).read_text())
     facts = fingerprint(replace(dataset, cases=cases))
     plan = make_plan(dataset, facts, config)
     step = networks.divisor(config.network.name, plan.depth)
     plan = plan.model_copy(update={"patch": tuple(-(-n // step) * step for n in plan.patch)})
     write_text(out / FINGERPRINT, facts.model_dump_json(indent=1))
     write_text(out / PLAN, plan.model_dump_json(indent=1))
-    return plan, facts
+    return plan
 
 
 def _facts(config: Config, cache: Cache, command: list[str], cases: int, held_out: int) -> dict[str, Any]:
@@ -275,7 +295,9 @@ def _refuse_changes(out: Path, config: Config, facts: dict[str, Any]) -> bool:
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and not k.startswith(CHANGEABLE)]
     if changed:
         shown = "; ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed[:5])
-        raise UsageError(f"the configuration changed: {shown}", out, f"these may change: {', '.join(CHANGEABLE)}")
+        raise UsageError(
+            f"the configuration changed: {shown}", out, f"these may change: {', '.join(CHANGEABLE)}"
+        )
     for key in ("data", "maskmend", "processes"):
         if before.facts[key] != facts[key]:
             fact = f"{key} changed since this run was started: {before.facts[key]} -> {facts[key]}"
@@ -289,9 +311,18 @@ def _refuse_changes(out: Path, config: Config, facts: dict[str, Any]) -> bool:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        inner = (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
         flat |= inner
     return flat
+
+
+def _finish(out: Path, config: Config, plan: Plan, facts: dict[str, Any], began: float) -> None:
+    _export(out, config, plan)
+    _write_json(out / FACTS, facts | {"status": "finished", "seconds": round(time.monotonic() - began, 1)})
 
 
 def _export(out: Path, config: Config, plan: Plan) -> None:
@@ -299,7 +330,12 @@ def _export(out: Path, config: Config, plan: Plan) -> None:
     state = checkpoint.load(out)
     assert state is not None
     weights = (state["validation"] or {}).get("weights") or state["method"]
-    facts = {"format": FORMAT, "method": config.method.name, "network": config.network.name, "step": state["step"]}
+    facts = {
+        "format": FORMAT,
+        "method": config.method.name,
+        "network": config.network.name,
+        "step": state["step"],
+    }
     meta = {"maskmend": json.dumps(facts)}  # one key: the file format keeps several in no fixed order
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     atomic_write(out / MODEL, lambda path: save_file(tensors, path, metadata=meta))
@@ -310,7 +346,9 @@ def _picture(out: Path, cache: Cache, method: Method, memory: Any, step: int) ->
     from maskmend.train.picture import training_picture
 
     path = out / "pictures" / f"step-{step:06d}.png"
-    atomic_write(path, lambda temporary: temporary.write_bytes(training_picture(method, cache, memory)) and None)
+    atomic_write(
+        path, lambda temporary: temporary.write_bytes(training_picture(method, cache, memory)) and None
+    )
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 
 from maskmend.methods.base import Method
 from maskmend.predict.sliding import predict_many
+from maskmend.train.revision import given_label
 
 if TYPE_CHECKING:
     from maskmend.train.loop import Job
@@ -65,7 +66,7 @@ def dice_on(method: Method, job: Job, device: torch.device) -> float:
     )
     scores: list[float] = []
     for index, probs in enumerate(predicted):
-        label, answer = torch.from_numpy(cases[index].label.astype("int64")), probs.argmax(dim=0)
+        label, answer = given_label(cases[index]), probs.argmax(dim=0)
         for value in range(1, job.plan.num_classes):
             a, b = answer == value, label == value
             if total := int(a.sum() + b.sum()):
