@@ -126,9 +126,13 @@ class _Training:
         _set_rate(self.optimizer, self.train.lr * schedule(progress))
         output = self.wrapped.training_step(batch, progress)
         loss = output.loss.detach().item()
-        self._refuse_non_finite(loss, batch["case"])
+        self._refuse_non_finite("loss", loss, batch["case"])
         self.fabric.backward(output.loss)
-        self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=CLIP, error_if_nonfinite=False)
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.optimizer, max_norm=CLIP, error_if_nonfinite=False
+        )
+        if self.train.precision != "16" and norm is not None:  # in half precision the scaler skips such steps
+            self._refuse_non_finite("gradient", norm.item(), batch["case"])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(progress)
@@ -205,11 +209,13 @@ class _Training:
             "metrics": self.metrics.pending(),
         }
 
-    def _refuse_non_finite(self, loss: float, cases: list[str]) -> None:
-        if engine.any_process(self.fabric, not np.isfinite(loss)):
+    def _refuse_non_finite(self, what: str, value: float, cases: list[str]) -> None:
+        if engine.any_process(self.fabric, not np.isfinite(value)):
             remedy = "lower train.lr=; look at these cases with `maskmend check`; the last good state is kept"
             raise DataError(
-                f"the loss is {loss} at step {self.step}, cases {', '.join(sorted(set(cases)))}", None, remedy
+                f"the {what} is {value} at step {self.step}, cases {', '.join(sorted(set(cases)))}",
+                None,
+                remedy,
             )
 
     def _request_stop(self) -> None:
