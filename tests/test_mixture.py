@@ -67,14 +67,15 @@ def test_posterior_is_the_formula_of_the_fitted_mixture() -> None:
     )
     groups = fitted(features)
     mean, sd, weight = (t.double().numpy() for t in (groups.mean, groups.sd, groups.weight))
-    x = features.double().numpy()
+    between = torch.linspace(-1, 2, 61)[:, None] * torch.tensor([3.0, 2.0])  # through both and beyond
+    x = between.double().numpy()
     densities = [w * stats.norm.pdf(x, m, sd).prod(1) for w, m in zip(weight[:-1], mean, strict=True)]
     uniform = weight[-1] / groups.extent.double().numpy().prod()
     total = sum(densities) + uniform
     expected = sum(d for d, c in zip(densities, groups.chosen.tolist(), strict=True) if c) / total
     assert weight.sum() == pytest.approx(1, abs=1e-6)
     assert groups.chosen.sum() == 1
-    np.testing.assert_allclose(groups.posterior(features).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(groups.posterior(between).numpy(), expected, atol=1e-5)
 
 
 def test_the_larger_of_two_alike_is_chosen_on_either_side() -> None:
@@ -108,6 +109,15 @@ def test_plain_evidence_overrules_density() -> None:
         first = fitted(features, evidence).posterior(features)[:90].mean()
         assert bool(first > 0.9) is larger
         assert bool(first < 0.1) is not larger
+
+
+def test_a_second_group_must_be_worth_it() -> None:
+    """Two lumps that overlap: the plain criterion splits some of these sets, the demanded gain none."""
+    sets = [cases((0.0, 0.5, 40), (1.5, 0.5, 40), seed=seed) for seed in range(12)]
+    plain = [len(fitted(features, gain=0.0).mean) for features in sets]
+    wary = [len(fitted(features, gain=10.0).mean) for features in sets]
+    assert sum(plain) > sum(wary)
+    assert all(a >= b for a, b in zip(plain, wary, strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
