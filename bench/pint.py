@@ -112,7 +112,9 @@ def grid() -> list[Spec]:
 
     def main_runs(data: str, seeds: range, kinds: tuple[str, ...] = noises, rate: float = 0.5) -> None:
         for seed in seeds:
-            specs.extend(Spec(data, noise, rate if noise != "clean" else 0.0, m, seed) for noise in kinds for m in MAIN)
+            specs.extend(
+                Spec(data, noise, rate if noise != "clean" else 0.0, m, seed) for noise in kinds for m in MAIN
+            )
 
     main_runs("hippocampus-2d", range(5), ("clean", *noises))
     main_runs("hc18", range(3), ("clean", *noises))

@@ -37,7 +37,8 @@ class PintPosterior(EmaMethod):
     2. per case and class, the signed offset (mean thickness between the two boundaries, in voxels) and the
        disagreement that remains once volumes are matched are measured;
     3. the cases fall into groups of like offset (see `Groups`); the densest is the shared convention,
-       unless another lies on plainly stronger edges of the images; within it those with much left disagreement are set apart, and every image gets the posterior `q` of being neither;
+       unless another lies on plainly stronger edges of the images; within it those with much left
+       disagreement are set apart, and every image gets the posterior `q` of being neither;
     4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the cases that follow it;
     5. each voxel learns `w y + (1 - w) p`, `w = q (1 - (1 - u)(1 - p_y))`: the given label unless the image does
        not follow the convention, or the calibrated teacher is sure (low entropy `u`) and contradicts it. Where
@@ -143,7 +144,9 @@ class PintPosterior(EmaMethod):
         features = mask_features(averaged * valid, given * valid)
         # Image and label stay as they are, so the edges are measured at the first look only.
         first = memory is None
-        edges = edge_strength(image, (label > 0) & valid)[None] if first else self.case_state[index, :1].to(probs)
+        edges = (
+            edge_strength(image, (label > 0) & valid)[None] if first else self.case_state[index, :1].to(probs)
+        )
         sample = _calibration_sample(averaged, label, valid)
         self.keep(index, torch.cat([edges, features.flatten(), sample.flatten()]))
         return averaged
