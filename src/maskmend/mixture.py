@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
 ROUNDS = 40
-DECISIVE = 2.0  # in (robust) standard deviations within groups
+DECISIVE = 1.5  # in (robust) standard deviations within groups
 LEAST_WEIGHT = 0.1  # of a group that evidence may choose
 
 

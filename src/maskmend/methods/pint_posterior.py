@@ -253,7 +253,8 @@ def edge_strength(image: Tensor, mask: Tensor) -> Tensor:
     pool = nn.functional.max_pool2d if ndim == 2 else nn.functional.max_pool3d
     smooth = nn.functional.avg_pool2d if ndim == 2 else nn.functional.avg_pool3d
     soft = smooth(image[None], 3, stride=1, padding=1)[0]
-    gradient = sum(g.square().sum(0) for g in torch.gradient(soft, dim=tuple(range(1, ndim + 1)))).sqrt()
+    slopes = torch.gradient(soft, dim=tuple(range(1, ndim + 1)))
+    gradient = torch.stack([slope.square().sum(0) for slope in slopes]).sum(0).sqrt()
     solid = mask[None, None].float()
     border = (pool(solid, 3, stride=1, padding=1) + pool(-solid, 3, stride=1, padding=1))[0, 0]
     around = pool(solid, 9, stride=1, padding=4)[0, 0]
