@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "pint"
 TABLE = RESULTS / "runs.csv"
 FIELDS = [
-    "key", "data", "noise", "rate", "method", "seed", "dice", "label_dice", "image_auroc", "seconds", "steps", "machine",
+    "key", "data", "noise", "rate", "method", "seed", "dice", "label_dice", "image_auroc", "seconds", "steps",
+    "machine",
 ]  # fmt: skip
 
 
@@ -154,7 +155,8 @@ def run(spec: Spec, data_root: Path) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         return {
             "key": spec.key, "data": spec.data, "noise": spec.noise, "rate": spec.rate, "method": spec.method,
-            "seed": spec.seed, "dice": round(_score(trained, test), 5), "label_dice": round(_label_dice(truth, given), 4),
+            "seed": spec.seed, "dice": round(_score(trained, test), 5),
+            "label_dice": round(_label_dice(truth, given), 4),
             "image_auroc": _auroc(trained, flawed, truth, given), "seconds": round(seconds, 1),
             "steps": config.train.steps, "machine": f"{platform.machine()}, 1 of {os.cpu_count()} cores",
         }  # fmt: skip

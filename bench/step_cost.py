@@ -2,8 +2,8 @@
 
     python bench/step_cost.py --steps 60 --rounds 3
 
-Methods take turns; the figure is CPU time of the whole loop (sampling, step, averaging, looks at whole cases) per step on
-one thread, over that of `supervised` in the same round. Warm-up is off, so that every step pays in full.
+Methods take turns; the figure is CPU time of the whole loop (sampling, step, averaging, looks at whole cases) per
+step on one thread, over that of `supervised` in the same round. Warm-up is off, so that every step pays in full.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ METHODS = {
 
 def main() -> None:
     """Print one line per method: CPU seconds per step, and the ratio to supervised by round."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="msd_hippocampus_2d")
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60)
@@ -58,12 +60,16 @@ def main() -> None:
     for _ in range(given.rounds + 1):
         for name, settings in METHODS.items():
             seconds[name].append(_time(cache, [f"train.steps={given.steps}", *settings]))
-    print(f"{given.data}, patch {plan.patch}, batch {plan.batch}, {len(cases)} cases, {given.steps} steps, one thread")
+    print(
+        f"{given.data}, patch {plan.patch}, batch {plan.batch}, {len(cases)} cases, {given.steps} steps, one thread"
+    )
     plain = np.array(seconds["supervised"][1:])
     for name, found in seconds.items():
         ratio = np.array(found[1:]) / plain  # the first round warms up
         per_step = np.median(found[1:]) / given.steps * 1000
-        print(f"{name:22s} {per_step:8.1f} ms a step   x{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})")
+        print(
+            f"{name:22s} {per_step:8.1f} ms a step   x{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
+        )
 
 
 def _time(cache: Cache, settings: list[str]) -> float:
