@@ -134,8 +134,8 @@ the distance between `supervised` on flawed and on true masks. AUROC says how we
 flawed masks above sound ones.
 
 These seeds are not untouched: while `pint_posterior` was designed, its test scores on hippocampus 2-D (seeds 0 to 3, 7
-and 8) and HC18 (seeds 0 and 7) were looked at, and the choice of the convention (density first, edges from 1.5 spreads
-on) was settled after two of them had failed. A run on other data and seeds is owed before the figures are more
+and 8) and HC18 (seeds 0 and 7) were looked at, and the choice of the convention (density and a weight on
+edges) was settled after two of them had failed. A run on other data and seeds is owed before the figures are more
 than encouraging. The runs are short (300-500 steps), which favours methods that act early.
 """
 _TABLE_HEAD = (

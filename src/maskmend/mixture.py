@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
 ROUNDS = 40
-DECISIVE = 1.5  # in (robust) standard deviations within groups
-LEAST_WEIGHT = 0.1  # of a group that evidence may choose
+EVIDENCE_WEIGHT = 0.25  # of one spread of evidence against one unit of log density
+LEAST_WEIGHT = 0.1  # of a group that may be chosen
 
 
 class Groups(nn.Module):
@@ -61,8 +61,8 @@ class Groups(nn.Module):
 
         Args:
             features: (N, F).
-            evidence: (N,), larger where something other than the features speaks for a case. A group whose mean
-                evidence is `DECISIVE` spreads above that of the densest group is chosen in its place.
+            evidence: (N,), larger where something other than the features speaks for a case; four spreads of it weigh
+                as much as a group that is e times denser.
         """
         features = features.double()
         self.extent = (features.amax(0) - features.amin(0)).clamp_min(self.width).float()
@@ -78,11 +78,13 @@ class Groups(nn.Module):
         assert best is not None
         _, mean, sd, weight = best
         share = self._logs(features, mean, sd, weight).softmax(1)[:, :-1]
-        main = int(
-            mean.sum(1).argmin() if self.lowest else self._density(features, mean, weight, share).argmax()
-        )
-        if evidence is not None:
-            main = _best_supported(main, evidence.double(), share, weight)
+        if self.lowest:
+            main = int(mean.sum(1).argmin())
+        else:
+            support = self._density(features, mean, weight, share).log()
+            if evidence is not None:
+                support = support + EVIDENCE_WEIGHT * _standing(evidence.double(), share)
+            main = int(torch.where(weight[:-1] >= LEAST_WEIGHT, support, support - 1e6).argmax())
         self.mean, self.sd, self.weight = mean.float(), sd.float(), weight.float()
         self.chosen = (((mean - mean[main]) / sd).norm(dim=1) < self.apart).float()
 
@@ -126,17 +128,15 @@ class Groups(nn.Module):
         return torch.cat([gauss, uniform], 1) + weight.clamp_min(1e-12).log()
 
 
-def _best_supported(densest: int, evidence: Tensor, share: Tensor, weight: Tensor) -> int:
-    """The group with the strongest evidence if it stands out from the densest one's, else the densest.
+def _standing(evidence: Tensor, share: Tensor) -> Tensor:
+    """Each group's typical evidence in spreads within groups, (groups,).
 
     Medians, because a case near the border between two groups may be in the wrong one.
     """
     owner = share.argmax(1)
-    groups = [g for g in range(share.shape[1]) if weight[g] >= LEAST_WEIGHT and bool((owner == g).any())]
-    if densest not in groups:
-        return densest
-    middle = {g: evidence[owner == g].median() for g in groups}
-    off = torch.cat([(evidence[owner == g] - middle[g]).abs() for g in groups])
-    spread = (1.4826 * off.median()).clamp_min(1e-6)
-    best = max(groups, key=lambda g: float(middle[g]))
-    return best if (middle[best] - middle[densest]) / spread > DECISIVE else densest
+    middle = [
+        evidence[owner == g].median() if bool((owner == g).any()) else evidence.min()
+        for g in range(share.shape[1])
+    ]
+    off = torch.cat([(evidence[owner == g] - middle[g]).abs() for g in range(share.shape[1])])
+    return torch.stack(middle) / (1.4826 * off.median()).clamp_min(1e-6)

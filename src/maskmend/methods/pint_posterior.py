@@ -37,7 +37,7 @@ class PintPosterior(EmaMethod):
     2. per case and class, the signed offset (mean thickness between the two boundaries, in voxels) and the
        disagreement that remains once volumes are matched are measured;
     3. the cases fall into groups of like offset (see `Groups`); the densest is the shared convention,
-       unless another lies on plainly stronger edges of the images; within it those with much left
+       with some weight on how strong the image edges under its outlines are; within it those with much left
        disagreement are set apart, and every image gets the posterior `q` of being neither;
     4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the cases that follow it;
     5. each voxel learns `w y + (1 - w) p`, `w = q (1 - (1 - u)(1 - p_y))`: the given label unless the image does
@@ -57,7 +57,7 @@ class PintPosterior(EmaMethod):
         image_level: weigh images by `q`.
         pixel_level: weigh voxels by the noise posterior.
         calibrate: set the teacher to the shared convention before it is used as pseudo label.
-        edges: let plain edges in the images overrule density in the choice of the convention.
+        edges: let the strength of the edges under the outlines speak in the choice of the convention.
         pseudo_weight: weight of an image that is learnt from its pseudo label, relative to one learnt from its given
             label, in [0, 1]; 0 leaves flawed images out.
         range_voxels: width of the uniform that takes masks of no group, > 0; wider is more forgiving.
