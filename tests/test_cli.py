@@ -158,6 +158,7 @@ def test_train_hands_over_the_resolved_configuration(
         return SimpleNamespace(folder=out, labels={"background": 0}, facts={"loss": float("nan")})
 
     monkeypatch.setattr("maskmend.train.run.train", fake)
+    monkeypatch.setattr("maskmend.report.run_report", lambda folder: folder / "report.html")
     file = tmp_path / "c.yaml"
     file.write_text("train: {steps: 7, seed: 3}\n")
     out = tmp_path / "run"
@@ -189,6 +190,7 @@ def test_resume_starts_from_the_stored_configuration(monkeypatch: pytest.MonkeyP
         return SimpleNamespace(folder=out)
 
     monkeypatch.setattr("maskmend.train.run.train", fake)
+    monkeypatch.setattr("maskmend.report.run_report", lambda folder: folder / "report.html")
     (tmp_path / "config.yaml").write_text("train: {steps: 7, seed: 3}\n")
     assert cli.main(["train", "data", "-o", str(tmp_path), "--resume", "train.steps=20"]) == 0
     assert (seen["config"].train.steps, seen["config"].train.seed, seen["resume"]) == (20, 3, True)
