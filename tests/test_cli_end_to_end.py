@@ -61,6 +61,7 @@ def test_flat_images(maskmend: Callable[..., str], real_data: Path, tmp_path: Pa
     run, out = tmp_path / "run", tmp_path / "out"
     maskmend("train", data, "-o", run, f"method.name={method}", *SMALL, "train.batch=4")
     assert (run / "model.safetensors").exists()
+    assert "<html" in (run / "report.html").read_text()
     printed = maskmend("predict", run, data / "images", "-o", out)
     names = sorted(p.name for p in (data / "images").iterdir())
     assert sorted(p.name for p in out.glob("*.png")) == names
