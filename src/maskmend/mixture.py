@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
 ROUNDS = 40
-EVIDENCE_WEIGHT = 0.25  # of one spread of evidence against one unit of log density
+EVIDENCE_WEIGHT = 0.15  # of one spread of evidence against one unit of log density
+MARGIN = 0.2  # of log support over the next rival, below which no group is chosen
 LEAST_WEIGHT = 0.1  # of a group that may be chosen
 
 
@@ -78,15 +79,30 @@ class Groups(nn.Module):
         assert best is not None
         _, mean, sd, weight = best
         share = self._logs(features, mean, sd, weight).softmax(1)[:, :-1]
-        if self.lowest:
-            main = int(mean.sum(1).argmin())
-        else:
-            support = self._density(features, mean, weight, share).log()
-            if evidence is not None:
-                support = support + EVIDENCE_WEIGHT * _standing(evidence.double(), share)
-            main = int(torch.where(weight[:-1] >= LEAST_WEIGHT, support, support - 1e6).argmax())
+        near = (((mean[:, None] - mean) / sd).norm(dim=2) < self.apart).double()
         self.mean, self.sd, self.weight = mean.float(), sd.float(), weight.float()
-        self.chosen = (((mean - mean[main]) / sd).norm(dim=1) < self.apart).float()
+        self.chosen = (
+            near[int(mean.sum(1).argmin())] if self.lowest else self._choose(features, share, near, evidence)
+        ).float()
+
+    def _choose(self, features: Tensor, share: Tensor, near: Tensor, evidence: Tensor | None) -> Tensor:
+        """The neighbourhood with the most support, (groups,) of 0 and 1; all 1 where none stands out.
+
+        Choosing wrongly teaches the flaw, and the next look then confirms it; not choosing costs little, because
+        the groups grow more distinct as the teacher learns.
+        """
+        owned = share @ near.T  # each group with its neighbours
+        size = owned.sum(0)
+        centre = owned.T @ features / size[:, None]
+        off = (owned[:, :, None] * (features[:, None] - centre) ** 2).sum(0) / size[:, None]
+        support = (size / len(features)).log() - off.sqrt().clamp_min(self.least_sd).log().sum(1)
+        if evidence is not None:
+            support = support + EVIDENCE_WEIGHT * _standing(evidence.double(), owned)
+        support = torch.where(size >= LEAST_WEIGHT * len(features), support, support - 1e6)
+        main = int(support.argmax())
+        rivals = support[near[main] == 0]
+        stands_out = not len(rivals) or bool(support[main] - rivals.max() > MARGIN)
+        return near[main] if stands_out else torch.ones_like(near[main])
 
     def posterior(self, features: Tensor) -> Tensor:
         """P(the case belongs to the chosen group), (N,) for (N, F); 1 for all when there is one group."""
@@ -94,12 +110,6 @@ class Groups(nn.Module):
             return torch.ones(len(features), device=features.device)
         logs = self._logs(features.double(), self.mean.double(), self.sd.double(), self.weight.double())
         return (logs.softmax(1)[:, :-1] * self.chosen).sum(1).float()
-
-    def _density(self, features: Tensor, mean: Tensor, weight: Tensor, share: Tensor) -> Tensor:
-        """How densely each group's own cases lie, (groups,): its weight over the volume of its own spread."""
-        off = (share[:, :, None] * (features[:, None] - mean) ** 2).sum(0) / (share.sum(0)[:, None] + 1e-6)
-        own = off.sqrt().clamp_min(self.least_sd)
-        return weight[:-1] / own.prod(1)
 
     def _fit(self, features: Tensor, count: int) -> tuple[float, Tensor, Tensor, Tensor]:
         order = features.sum(1).argsort()
@@ -134,9 +144,7 @@ def _standing(evidence: Tensor, share: Tensor) -> Tensor:
     Medians, because a case near the border between two groups may be in the wrong one.
     """
     owner = share.argmax(1)
-    middle = [
-        evidence[owner == g].median() if bool((owner == g).any()) else evidence.min()
-        for g in range(share.shape[1])
-    ]
-    off = torch.cat([(evidence[owner == g] - middle[g]).abs() for g in range(share.shape[1])])
-    return torch.stack(middle) / (1.4826 * off.median()).clamp_min(1e-6)
+    groups = range(share.shape[1])
+    mine = [evidence[owner == g] if bool((owner == g).any()) else evidence for g in groups]
+    off = torch.cat([(own - own.median()).abs() for own in mine])
+    return torch.stack([own.median() for own in mine]) / (1.4826 * off.median()).clamp_min(1e-6)
