@@ -44,7 +44,8 @@ class PintPosterior(EmaMethod):
        not follow the convention, or the calibrated teacher is sure (low entropy `u`) and contradicts it. Where
        the teacher itself is unsure of an image (a hard one), `q` is raised: it has nothing better to offer.
 
-    When all masks follow one convention there is one group, and when no group stands out none is chosen: `q` is 1 and the image level does nothing.
+    When all masks follow one convention there is one group, and when no group stands out none is chosen: `q` is
+    then 1 and the image level does nothing.
 
     The assumption, to be known by every user: the masks that agree best with one another are right, because
     sound masks repeat one convention and flaws scatter. A flaw that most masks repeat to the voxel is learnt.
