@@ -86,7 +86,8 @@ def test_noise_rows_and_sheet(shape) -> None:
 
 def test_constant_nan_and_empty_images_do_not_fail() -> None:
     for image in (np.zeros((40, 50)), np.full((40, 50), np.nan), IMAGE.astype(np.int16)):
-        draw.grid([[draw.panel(image, [(np.zeros((40, 50), np.uint8), draw.GIVEN, "-")])]])
+        png = draw.grid([[draw.panel(image, [(np.zeros((40, 50), np.uint8), draw.GIVEN, "-")])]])
+        assert png.startswith(b"\x89PNG")
 
 
 def test_curves_and_intervals_draw_every_series() -> None:
