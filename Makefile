@@ -11,7 +11,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "maskmend needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,formats,tensorboard]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,formats,tensorboard,benchmark]'
 	touch $@
 
 demo: $(STAMP)

@@ -47,6 +47,7 @@ class Job:
     held_out: Cache | None = None
     picture: Callable[[Method, Memory, int], None] | None = None
     finish: Callable[[], None] | None = None  # called by the first process when the last state is saved
+    watch: Callable[[Method, Plan, int], None] | None = None  # sees every step; must leave the method as it is
 
 
 def fit(fabric: Fabric, job: Job) -> None:
@@ -147,6 +148,8 @@ class _Training:
             score = self.validation.after(self.method, self.step)
             if score is not None:
                 self.metrics.extra(self.step, validation_dice=score)
+        if self.job.watch and self.fabric.global_rank == 0:
+            self.job.watch(self.method, self.job.plan, self.step)
         if (checkpoint_due or stop) and not last:
             self._save()
         if stop:

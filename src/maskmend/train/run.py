@@ -116,6 +116,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     command: Sequence[str] | None = None,
+    watch: Callable[[Method, Plan, int], None] | None = None,
 ) -> Run:
     """Train on a data set and write a run folder.
 
@@ -126,6 +127,8 @@ def train(
         resume: continue from the newest state. A finished run is done; a larger `train.steps` continues it.
         overwrite: delete what is in `out` first.
         command: recorded in run.json; the process's own command line when None.
+        watch: called after every step as `watch(method, plan, step)`, for diagnostics such as learning curves;
+            it must leave the method as it found it.
 
     Returns:
         The run, with a model that `predict` can use.
@@ -141,7 +144,7 @@ def train(
     methods.check_settings(method_class, method_settings(config))
     _claim(out, resume, overwrite)
     with lock.locked(out):
-        return _train_locked(dataset, out, config, resume, list(command or sys.argv))
+        return _train_locked(dataset, out, config, resume, list(command or sys.argv), watch)
 
 
 def build_method(config: Config, plan: Plan) -> Method:
@@ -170,7 +173,12 @@ def method_settings(config: Config) -> dict[str, Any]:
 
 
 def _train_locked(
-    source: Path | str | Dataset, out: Path, config: Config, resume: bool, command: list[str]
+    source: Path | str | Dataset,
+    out: Path,
+    config: Config,
+    resume: bool,
+    command: list[str],
+    watch: Callable[[Method, Plan, int], None] | None,
 ) -> Run:
     began = time.monotonic()
     if config.train.threads:
@@ -201,6 +209,7 @@ def _train_locked(
         held_out=held,
         picture=partial(_picture, out, cache),
         finish=partial(_finish, out, config, plan, run_facts, began),
+        watch=watch,
     )
     engine.launch(
         fit, job, device=config.device, precision=config.train.precision, processes=config.train.processes
