@@ -30,13 +30,14 @@ def revised(name: str, ndim: int = 2):
         train_once(method, batch, 0.01 * step)
     method.eval()
     if method.wants_revision(0.6):
-        looks = method.observe(batch["image"])
+        looks = method.observe_case(batch["image"], batch["index"])
         maps = [
             method.revise(i, looks[i], batch["label"][i], batch["valid"][i], None, 0.6, batch["image"][i])
             for i in range(len(looks))
         ]
         method.after_revision(0.6)
-        batch["memory"] = torch.stack(maps).detach()
+        if maps[0] is not None:  # a method may look without remembering
+            batch["memory"] = torch.stack(maps).detach()
     method.train()
     return method, batch
 

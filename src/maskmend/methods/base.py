@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict
@@ -53,22 +53,29 @@ class Method(nn.Module):
     `method.*` keys. `training_step` must be pure apart from the loss it returns: state moves in
     `after_step` and between epochs in `revise` and `after_revision`.
 
-    Whole cases come back between epochs when `wants_revision` says so: the loop calls `observe` on the
-    un-augmented case, hands the result to `revise`, keeps what that returns as the case's memory (an
+    Whole cases come back between epochs when `wants_revision` says so: the loop calls `observe` (or
+    `observe_case`) on the un-augmented case, hands the result to `revise`, keeps what that returns as the case's memory (an
     overlay in the run folder; original labels are never touched) and serves it as `batch["memory"]`.
+
+    Class attributes: `needs` names what the data must have beyond labels ("trusted" cases, "raters", "noise
+    rate"); `trusted_share` is the share of every batch that is drawn from the trusted cases, at least one and never
+    all; 0 leaves them to turn up like any other case.
     """
 
     family: ClassVar[str] = "other"
     needs: ClassVar[tuple[str, ...]] = ()
+    trusted_share: ClassVar[float] = 0.0
     source: ClassVar[str] = ""
     case_state: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("case_state", torch.zeros(0, 0))
+        self.trusted_cases: frozenset[int] = frozenset()
 
-    def begin(self, cases: int) -> None:
-        """Called once before training with the number of training cases N."""
+    def begin(self, cases: int, trusted: Collection[int] = ()) -> None:
+        """Called once before training with the number of training cases N and the numbers of the trusted ones."""
+        self.trusted_cases = frozenset(trusted)
         self.case_state = torch.zeros(cases, 0, device=self.case_state.device)
 
     def keep(self, index: int, figures: Tensor) -> None:
@@ -106,6 +113,15 @@ class Method(nn.Module):
     def observe(self, image: Tensor) -> Tensor:
         """One look at whole cases for `revise`, (B, C, *S) to (B, K, *S); may be stochastic."""
         return self.predict(image)
+
+    def observe_case(self, image: Tensor, index: Tensor) -> Tensor:
+        """As `observe`, for methods that look at different cases with different networks.
+
+        Args:
+            image: windows of whole cases, (B, C, *S).
+            index: the number of the case that each window was cut from, (B,) long.
+        """
+        return self.observe(image)
 
     def revise(
         self,
@@ -170,21 +186,26 @@ class EmaMethod(Method):
         self.teacher.eval()
         return self
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Move the average towards the student; buffers such as batch-norm statistics are copied."""
+        """Move the average towards the student."""
         self.steps_seen += 1
         decay = min(1 - 1 / (self.steps_seen.item() + 1), self.ema)
-        averaged: list[Tensor] = list(self.teacher.parameters())
-        current: list[Tensor] = list(self.student.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-        for old, new in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
-            old.copy_(new)
+        follow(self.teacher, self.student, decay)
 
     def predict(self, image: Tensor) -> Tensor:
         """Probabilities of the averaged network."""
         probs: Tensor = self.teacher(image).float().softmax(dim=1)
         return probs
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the running average of a network towards it; buffers such as batch-norm statistics are copied."""
+    averaged: list[Tensor] = list(average.parameters())
+    current: list[Tensor] = list(network.parameters())
+    torch._foreach_lerp_(averaged, current, 1 - decay)
+    for old, new in zip(average.buffers(), network.buffers(), strict=True):
+        old.copy_(new)
 
 
 def given_class_probability(probs: Tensor, label: Tensor) -> Tensor:
