@@ -75,7 +75,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "pint_posterior": ("method.name=pint_posterior",),
     "posterior without image level": ("method.name=pint_posterior", "method.image_level=false"),
     "posterior with pixel level": ("method.name=pint_posterior", "method.pixel_level=true"),
-    "posterior without edges": ("method.name=pint_posterior", "method.edges=false"),
+    "posterior without image evidence": ("method.name=pint_posterior", "method.appearance=false"),
     "posterior without calibration": ("method.name=pint_posterior", "method.calibrate=false"),
 }
 MAIN = ("supervised", "pint", "pint_posterior")

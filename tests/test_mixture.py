@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,9 @@ def cases(*groups: tuple[float, float, int], seed: int = 0) -> torch.Tensor:
     ).unsqueeze(1)
 
 
-def fitted(features: torch.Tensor, evidence: torch.Tensor | None = None, **settings) -> Groups:
+def fitted(
+    features: torch.Tensor, evidence: Callable[[torch.Tensor], float] | None = None, **settings
+) -> Groups:
     groups = Groups(**({"width": 8.0, "least_sd": 0.1} | settings))
     groups.fit(features, evidence)
     return groups
@@ -103,12 +107,22 @@ def test_lowest_takes_the_smallest_mean() -> None:
 
 def test_plain_evidence_overrules_density() -> None:
     features = cases((0.0, 0.3, 90), (2.5, 0.3, 60))
-    noise = torch.randn(150, generator=torch.Generator().manual_seed(0)) * 0.1
     for lead, larger in ((2.0, False), (0.0, True)):
-        evidence = noise + torch.cat([torch.zeros(90), torch.full((60,), lead)])
+
+        def evidence(group: torch.Tensor, lead: float = lead) -> float:
+            assert len(group) in range(55, 95)
+            return lead * float((group >= 90).float().mean())
+
         first = fitted(features, evidence).posterior(features)[:90].mean()
         assert bool(first > 0.9) is larger
         assert bool(first < 0.1) is not larger
+
+
+def test_one_group_asks_for_no_evidence() -> None:
+    def evidence(group: torch.Tensor) -> float:
+        raise AssertionError
+
+    assert fitted(cases((0.4, 0.5, 60)), evidence).posterior(torch.zeros(1, 1)).tolist() == [1.0]
 
 
 def test_a_second_group_must_be_worth_it() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
 ROUNDS = 40
-EVIDENCE_WEIGHT = 0.15  # of one spread of evidence against one unit of log density
 MARGIN = 0.2  # of log support over the next rival, below which no group is chosen
 LEAST_WEIGHT = 0.1  # of a group that may be chosen
 
@@ -57,13 +57,13 @@ class Groups(nn.Module):
         """Whether `fit` has run."""
         return len(self.sd) > 0
 
-    def fit(self, features: Tensor, evidence: Tensor | None = None) -> None:
+    def fit(self, features: Tensor, evidence: Callable[[Tensor], float] | None = None) -> None:
         """Find the groups and choose one.
 
         Args:
             features: (N, F).
-            evidence: (N,), larger where something other than the features speaks for a case; four spreads of it weigh
-                as much as a group that is e times denser.
+            evidence: log likelihood per case, from something other than the features, if the group of these
+                cases (indices, long) is the right one; adds to the log of the group's density.
         """
         features = features.double()
         self.extent = (features.amax(0) - features.amin(0)).clamp_min(self.width).float()
@@ -85,7 +85,9 @@ class Groups(nn.Module):
             near[int(mean.sum(1).argmin())] if self.lowest else self._choose(features, share, near, evidence)
         ).float()
 
-    def _choose(self, features: Tensor, share: Tensor, near: Tensor, evidence: Tensor | None) -> Tensor:
+    def _choose(
+        self, features: Tensor, share: Tensor, near: Tensor, evidence: Callable[[Tensor], float] | None
+    ) -> Tensor:
         """The neighbourhood with the most support, (groups,) of 0 and 1; all 1 where none stands out.
 
         Choosing wrongly teaches the flaw, and the next look then confirms it; not choosing costs little, because
@@ -96,9 +98,11 @@ class Groups(nn.Module):
         centre = owned.T @ features / size[:, None]
         off = (owned[:, :, None] * (features[:, None] - centre) ** 2).sum(0) / size[:, None]
         support = (size / len(features)).log() - off.sqrt().clamp_min(self.least_sd).log().sum(1)
-        if evidence is not None:
-            support = support + EVIDENCE_WEIGHT * _standing(evidence.double(), owned)
-        support = torch.where(size >= LEAST_WEIGHT * len(features), support, support - 1e6)
+        large = size >= LEAST_WEIGHT * len(features)
+        if evidence is not None and not bool(near.all()):
+            for group in torch.nonzero(large)[:, 0].tolist():
+                support[group] += evidence(torch.nonzero(owned[:, group] > 0.5)[:, 0])
+        support = torch.where(large, support, support - 1e6)
         main = int(support.argmax())
         rivals = support[near[main] == 0]
         stands_out = not len(rivals) or bool(support[main] - rivals.max() > MARGIN)
@@ -136,15 +140,3 @@ class Groups(nn.Module):
         gauss = (-0.5 * z**2 - sd.log() - 0.5 * math.log(2 * math.pi)).sum(2)
         uniform = gauss.new_full((len(features), 1), -float(self.extent.log().sum()))
         return torch.cat([gauss, uniform], 1) + weight.clamp_min(1e-12).log()
-
-
-def _standing(evidence: Tensor, share: Tensor) -> Tensor:
-    """Each group's typical evidence in spreads within groups, (groups,).
-
-    Medians, because a case near the border between two groups may be in the wrong one.
-    """
-    owner = share.argmax(1)
-    groups = range(share.shape[1])
-    mine = [evidence[owner == g] if bool((owner == g).any()) else evidence for g in groups]
-    off = torch.cat([(own - own.median()).abs() for own in mine])
-    return torch.stack([own.median() for own in mine]) / (1.4826 * off.median()).clamp_min(1e-6)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from maskmend.appearance import PLACES, image_support, outline_looks
 from maskmend.losses import ce_dice, one_hot
 from maskmend.methods.base import (
     Batch,
@@ -36,8 +37,8 @@ class PintPosterior(EmaMethod):
        (temporal ensembling: K passes for the price of one forward pass per image and epoch);
     2. per case and class, the signed offset (mean thickness between the two boundaries, in voxels) and the
        disagreement that remains once volumes are matched are measured;
-    3. the cases fall into groups of like offset (see `Groups`); the densest is the shared convention,
-       with some weight on how strong the image edges under its outlines are; within it those with much left
+    3. the cases fall into groups of like offset (see `Groups`); the shared convention is the one that
+       is dense and whose outlines the image explains (see `maskmend.appearance`); within it those with much left
        disagreement are set apart, and every image gets the posterior `q` of being neither;
     4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the cases that follow it;
     5. each voxel learns `w y + (1 - w) p`, `w = q (1 - (1 - u)(1 - p_y))`: the given label unless the image does
@@ -58,7 +59,7 @@ class PintPosterior(EmaMethod):
         image_level: weigh images by `q`.
         pixel_level: weigh voxels by the noise posterior.
         calibrate: set the teacher to the shared convention before it is used as pseudo label.
-        edges: let the strength of the edges under the outlines speak in the choice of the convention.
+        appearance: let the image speak in the choice of the convention, not only the masks.
         pseudo_weight: weight of an image that is learnt from its pseudo label, relative to one learnt from its given
             label, in [0, 1]; 0 leaves flawed images out.
         range_voxels: width of the uniform that takes masks of no group, > 0; wider is more forgiving.
@@ -87,7 +88,7 @@ class PintPosterior(EmaMethod):
         image_level: bool = True,
         pixel_level: bool = False,
         calibrate: bool = True,
-        edges: bool = True,
+        appearance: bool = True,
         pseudo_weight: float = 0.3,
         range_voxels: float = 8.0,
         strength: float = 1.0,
@@ -96,7 +97,7 @@ class PintPosterior(EmaMethod):
         self.warmup = within("warmup", warmup, 0, 0.99)
         self.memory = within("memory", memory, 0, 0.999)
         self.image_level, self.pixel_level, self.calibrate = image_level, pixel_level, calibrate
-        self.edges = edges
+        self.appearance = appearance
         self.pseudo_weight = within("pseudo_weight", pseudo_weight, 0, 1)
         self.range_voxels = within("range_voxels", range_voxels, 1e-3, 1e6)
         self.strength = within("strength", strength, 0, 1)
@@ -105,6 +106,8 @@ class PintPosterior(EmaMethod):
         for name in ("image_posterior", "scale", "bias"):
             self.register_buffer(name, torch.zeros(0))
         self.image_posterior: Tensor
+        self.register_buffer("classes", torch.zeros((), dtype=torch.long))
+        self.classes: Tensor
         self.scale: Tensor
         self.bias: Tensor
 
@@ -143,28 +146,30 @@ class PintPosterior(EmaMethod):
         averaged = probs if memory is None else torch.lerp(probs, memory, self.memory)
         given = one_hot(label[None], len(probs))[0]
         features = mask_features(averaged * valid, given * valid)
-        # Image and label stay as they are, so the edges are measured at the first look only.
-        first = memory is None
-        edges = (
-            edge_strength(image, (label > 0) & valid)[None] if first else self.case_state[index, :1].to(probs)
-        )
+        self.classes.fill_(len(probs))
+        if memory is None:  # image and label stay as they are: looked at once
+            looks = outline_looks(image, (label > 0) & valid, valid).flatten()
+        else:
+            looks = self.case_state[index, : self._looks_size(len(probs))].to(probs)
         sample = _calibration_sample(averaged, label, valid)
-        self.keep(index, torch.cat([edges, features.flatten(), sample.flatten()]))
+        self.keep(index, torch.cat([looks, features.flatten(), sample.flatten()]))
         return averaged
 
     @torch.no_grad()
     def after_revision(self, progress: float) -> None:
         """Fit the shared convention over all cases, then the teacher's calibration to it."""
-        classes = self._classes()
-        split = 2 * (classes - 1)
-        edges, features = self.case_state[:, 0], self.case_state[:, 1 : 1 + split]
-        self.offsets.fit(features[:, : classes - 1], edges if self.edges else None)
+        classes = int(self.classes)
+        looks, features, sample = self.case_state.split(
+            [self._looks_size(classes), 2 * (classes - 1), SAMPLED * (classes + 2)], dim=1
+        )
+        looks = looks.unflatten(1, (2 * PLACES, -1))
+        evidence = (lambda group: image_support(looks[group])) if self.appearance else None
+        self.offsets.fit(features[:, : classes - 1], evidence)
         alike = self.offsets.posterior(features[:, : classes - 1])
         rest = features[:, classes - 1 :].mean(1, keepdim=True)
         self.residuals.fit(rest[alike > 0.5])
         self.image_posterior = self._posterior(features)
-        sample = self.case_state[:, 1 + split :].view(-1, SAMPLED, classes + 2)
-        self.scale, self.bias = _fit_calibration(sample, self.image_posterior)
+        self.scale, self.bias = _fit_calibration(sample.view(-1, SAMPLED, classes + 2), self.image_posterior)
 
     def noise(self, probs: Tensor, label: Tensor) -> Tensor:
         """P(label wrong): the voxel posterior where the image follows the convention, `1 - p_y` where it does not."""
@@ -182,9 +187,8 @@ class PintPosterior(EmaMethod):
         rest = features[:, half:].mean(1, keepdim=True)
         return self.offsets.posterior(features[:, :half]) * self.residuals.posterior(rest)
 
-    def _classes(self) -> int:
-        # A row holds the edge strength, 2 (K - 1) features and SAMPLED (K + 2) sampled figures.
-        return (self.case_state.shape[1] + 1 - 2 * SAMPLED) // (2 + SAMPLED)
+    def _looks_size(self, classes: int) -> int:
+        return self.case_state.shape[1] - 2 * (classes - 1) - SAMPLED * (classes + 2)
 
     def _calibrated(self, probs: Tensor) -> Tensor:
         if not self.calibrate or not len(self.bias):
@@ -241,27 +245,6 @@ def mask_features(probs: Tensor, given: Tensor) -> Tensor:
             rest = soft.sum() / area
         rows.append(torch.stack([(volume - soft.sum()) / area, torch.log(rest + 0.05)]))
     return torch.stack(rows, dim=1)
-
-
-def edge_strength(image: Tensor, mask: Tensor) -> Tensor:
-    """Mean intensity gradient on the border of a mask, relative to its surroundings; 0 for an empty mask.
-
-    Args:
-        image: (C, *S).
-        mask: (*S) bool, any foreground class.
-    """
-    ndim = mask.ndim
-    pool = nn.functional.max_pool2d if ndim == 2 else nn.functional.max_pool3d
-    smooth = nn.functional.avg_pool2d if ndim == 2 else nn.functional.avg_pool3d
-    soft = smooth(image[None], 3, stride=1, padding=1)[0]
-    slopes = torch.gradient(soft, dim=tuple(range(1, ndim + 1)))
-    gradient = torch.stack([slope.square().sum(0) for slope in slopes]).sum(0).sqrt()
-    solid = mask[None, None].float()
-    border = (pool(solid, 3, stride=1, padding=1) + pool(-solid, 3, stride=1, padding=1))[0, 0]
-    around = pool(solid, 9, stride=1, padding=4)[0, 0]
-    mean = (gradient * border).sum() / border.sum().clamp_min(1)
-    surroundings = (gradient * around).sum() / around.sum().clamp_min(1)
-    return mean / surroundings.clamp_min(1e-6)
 
 
 def _boundary_area(mask: Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+"""The image as a judge of outlines: known make-ups, a second implementation of the fit, and a real data set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from maskmend.appearance import (
+    FEATURES,
+    FOLDS,
+    PLACES,
+    RIDGE,
+    _blur,
+    _fourier,
+    image_support,
+    outline_looks,
+    unexplained,
+)
+
+SIZE = 48
+
+
+def ball(radius: float, centre: tuple[float, ...]) -> torch.Tensor:
+    axes = torch.meshgrid(*[torch.arange(SIZE if len(centre) == 2 else 24)] * len(centre), indexing="ij")
+    return sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2
+
+
+def outlines(grow: float, ndim: int = 2, count: int = 30, seed: int = 0) -> torch.Tensor:
+    """Looks at balls, a little brighter than a blotchy background, drawn `grow` voxels too large."""
+    rng, looks = np.random.default_rng(seed), []
+    for _ in range(count):
+        size = SIZE if ndim == 2 else 24
+        radius = rng.uniform(10, 13) if ndim == 2 else rng.uniform(6, 7)
+        centre = tuple(rng.uniform(size / 2 - 2, size / 2 + 2, ndim))
+        truth, given = ball(radius, centre), ball(radius + grow, centre)
+        blotches = ndimage.gaussian_filter(rng.normal(size=truth.shape), 2) * 3
+        image = 1.5 * ndimage.gaussian_filter(truth.numpy().astype(float), 0.7) + blotches
+        tensor = torch.tensor(image + rng.normal(0, 0.2, truth.shape), dtype=torch.float32)[None]
+        looks.append(outline_looks(tensor, given, torch.ones_like(given)))
+    return torch.stack(looks)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("grow", [-3, 3])
+def test_outlines_on_the_boundary_are_explained_best(ndim: int, grow: int) -> None:
+    true, off = outlines(0, ndim), outlines(grow, ndim)
+    assert unexplained(true).mean() < unexplained(off).mean() - 0.1
+    assert image_support(true) > image_support(off) + 1
+
+
+def test_pure_noise_explains_nothing() -> None:
+    looks = torch.randn(40, 2 * PLACES, FEATURES, generator=torch.Generator().manual_seed(0))
+    assert unexplained(looks).mean().item() == pytest.approx(1, abs=0.1)
+    assert abs(image_support(looks)) < 1.5
+
+
+def test_a_side_that_the_looks_tell_is_explained_fully() -> None:
+    looks = torch.randn(40, 2 * PLACES, FEATURES, generator=torch.Generator().manual_seed(0)) * 0.1
+    looks[:, :PLACES, 0] += 1
+    looks[:, PLACES:, 0] -= 1
+    assert unexplained(looks).max() < 0.1
+
+
+def test_each_case_is_judged_by_the_others() -> None:
+    """The same regression, fold by fold, through numpy's least squares with the ridge as extra rows."""
+    looks = outlines(0)[:12]
+    flat = looks.flatten(0, 1).double()
+    flat = ((flat - flat.mean(0)) / flat.std(0)).clamp(-4, 4)
+    waves = _fourier(flat.float()).view(12, 2 * PLACES, -1).numpy()
+    side = np.r_[np.ones(PLACES), -np.ones(PLACES)]
+    expected = np.zeros(12)
+    for k in range(FOLDS):
+        others = [i for i in range(12) if i % FOLDS != k]
+        left = np.concatenate([*waves[others], np.sqrt(RIDGE) * np.eye(waves.shape[2])])
+        right = np.concatenate([*[side] * len(others), np.zeros(waves.shape[2])])
+        weights = np.linalg.lstsq(left, right, rcond=None)[0]
+        for i in range(12):
+            if i % FOLDS == k:
+                expected[i] = np.mean((waves[i] @ weights - side) ** 2)
+    np.testing.assert_allclose(unexplained(looks).numpy(), expected, rtol=1e-4)
+
+
+def test_places_lie_beside_the_outline_and_only_where_valid() -> None:
+    mask = ball(10, (24, 24))
+    distance = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+    image = torch.tensor(distance, dtype=torch.float32)[None]
+    valid = torch.zeros_like(mask)
+    valid[:, :24] = True
+    looks = outline_looks(image, mask, valid)
+    assert looks.shape == (2 * PLACES, FEATURES)
+    assert (looks[:PLACES, 0] > 0).all()
+    assert (looks[PLACES:, 0] < 0).all()
+    assert looks[:, 0].abs().max() < 2
+    columns = torch.arange(SIZE).float().expand(SIZE, SIZE)[None]
+    assert outline_looks(columns, mask, valid)[:, 0].max() < 24
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(9, 9).bool(), torch.ones(9, 9).bool()])
+def test_no_outline_no_looks(mask: torch.Tensor) -> None:
+    assert not outline_looks(torch.randn(2, 9, 9), mask, torch.ones(9, 9).bool()).any()
+    assert image_support(torch.zeros(30, 2 * PLACES, FEATURES)) == 0
+
+
+def test_a_single_slice_is_looked_at() -> None:
+    mask = ball(10, (24, 24))[None]
+    looks = outline_looks(torch.randn(1, 1, SIZE, SIZE), mask, torch.ones_like(mask))
+    assert torch.isfinite(looks).all()
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.4, 2.8])
+def test_blur_is_scipys(scale: float) -> None:
+    image = torch.randn(2, 30, 25, generator=torch.Generator().manual_seed(1))
+    truncate = (round(2.5 * scale) + 0.01) / scale
+    expected = [ndimage.gaussian_filter(c, scale, mode="nearest", truncate=truncate) for c in image.numpy()]
+    np.testing.assert_allclose(_blur(image, scale).numpy(), np.stack(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dilate", "erode"])
+@pytest.mark.parametrize(
+    ("folder", "radius", "step"), [("msd_hippocampus_2d", 2, 1), ("hc18_fetal_head_2d", 20, 4)]
+)
+def test_true_outlines_of_real_images_win(
+    real_data, folder: str, radius: float, step: int, kind: str
+) -> None:
+    from maskmend.data.dataset import find_cases
+    from maskmend.data.images import read_image, read_label
+    from maskmend.noise.morphology import grow_all, shrink_all
+
+    true, flawed = [], []
+    for number, case in enumerate(find_cases(real_data / folder).cases[:80]):
+        label, image = read_label(case.label)[0] > 0, read_image(case.images)[0]
+        spacing = (1.0,) * label.ndim
+        change = grow_all if kind == "dilate" else shrink_all
+        given = label if number % 2 else change(label.astype("uint8"), spacing, radius) > 0
+        small = torch.from_numpy(
+            ndimage.uniform_filter(image[0].astype("float32"), step)[None, ::step, ::step]
+        )
+        small = (small - small.mean()) / small.std()
+        mask = torch.from_numpy(np.ascontiguousarray(given[::step, ::step]))
+        (true if number % 2 else flawed).append(outline_looks(small, mask, torch.ones_like(mask)))
+    assert image_support(torch.stack(true)) > image_support(torch.stack(flawed)) + 0.3
