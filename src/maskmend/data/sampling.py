@@ -24,7 +24,7 @@ Remembered = Callable[[int], Any]
 """Case number to what a method remembers of it, (K, *P) float, or None."""
 
 _MASK = 2**64 - 1
-_STREAMS = {"order": 1, "patch": 2, "augment": 3}
+_STREAMS = {"order": 1, "patch": 2, "augment": 3, "trusted": 4}
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,22 @@ def generator(seed: int, epoch: int, index: int, stream: str) -> np.random.Gener
 
 
 @lru_cache(maxsize=4)
-def order(seed: int, epoch: int, cases: int) -> np.ndarray:
+def order(seed: int, epoch: int, cases: int, stream: str = "order") -> np.ndarray:
     """The permutation of case numbers that epoch `epoch` walks through."""
-    numbers = generator(seed, epoch, 0, "order").permutation(cases)
+    numbers = generator(seed, epoch, 0, stream).permutation(cases)
     numbers.flags.writeable = False
     return numbers
+
+
+def trusted_places(batch: int, share: float) -> int:
+    """How many of a batch are drawn from the trusted cases: about `share` of it, at least one, never all."""
+    return min(max(1, round(share * batch)), batch - 1) if share > 0 else 0
+
+
+def trusted_case(trusted: Sequence[int], *, seed: int, place: int) -> int:
+    """Which trusted case comes at place `place` (from 0) of all places for trusted cases in a run."""
+    epoch, index = divmod(place, len(trusted))
+    return trusted[int(order(seed, epoch, len(trusted), "trusted")[index])]
 
 
 def draw(
@@ -78,6 +89,7 @@ def draw(
     patch: Sequence[int],
     foreground: float,
     memory: Remembered | None = None,
+    case_number: int | None = None,
 ) -> Sample:
     """The patch number `index` of epoch `epoch`.
 
@@ -89,8 +101,9 @@ def draw(
         patch: spatial shape of the patch.
         foreground: share of patches that are centred on a voxel of a random foreground class of the case.
         memory: what the method remembers of a case, by number; cropped like the label.
+        case_number: take the patch from this case instead of the one whose turn it is.
     """
-    number = int(order(seed, epoch, len(cache))[index])
+    number = int(order(seed, epoch, len(cache))[index]) if case_number is None else case_number
     rng = generator(seed, epoch, index, "patch")
     start = _start(rng, cache.shape(number), patch, cache.foreground(number), foreground)
     case, prepared = cache.case(number), cache[number]

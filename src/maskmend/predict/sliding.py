@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Predictor = Callable[[Tensor], Tensor]
+Predictor = Callable[..., Tensor]
 Image = np.ndarray | Tensor
 
 
@@ -71,8 +71,12 @@ def predict_many(
     mirror: Sequence[int] = (),
     device: str | torch.device = "cpu",
     tick: Callable[[int], None] | None = None,
+    numbers: Iterable[int] | None = None,
 ) -> Iterator[Tensor]:
     """Class probabilities of many images, in order; arguments as in `predict_array`.
+
+    With `numbers`, one for each image, the predictor is also given `index=`, the number of each window's image,
+    (B,) long.
 
     Images of few windows are batched together, so that many small images cost what the predictor itself
     costs. An image of at least `batch` windows is finished before the next one is read: memory never holds
@@ -91,7 +95,8 @@ def predict_many(
 
     # `map` and `del` keep no name on a finished image or result: those of a large volume must be gone before
     # the next one is read.
-    for job in map(partial(_Job.of, classes=classes, patch=patch, overlap=overlap), images):
+    begin = partial(_Job.of, classes=classes, patch=patch, overlap=overlap)
+    for job in map(begin, images, itertools.repeat(None) if numbers is None else numbers):
         queue.append(job)
         for window in job.windows:
             pending.append((job, window))
@@ -141,9 +146,10 @@ class _Job:
     windows: list[_Window]
     probs: Tensor
     left: int
+    number: int | None = None
 
     @classmethod
-    def of(cls, image: Image, classes: int, patch: Sequence[int], overlap: float) -> _Job:
+    def of(cls, image: Image, number: int | None, classes: int, patch: Sequence[int], overlap: float) -> _Job:
         shape = tuple(image.shape[1:])
         if len(shape) != len(patch):
             raise ValueError(f"image {tuple(image.shape)} and patch {tuple(patch)} differ in spatial axes")
@@ -151,7 +157,7 @@ class _Job:
             raise ValueError(f"overlap {overlap} is not in [0, 1)")
         spans = [_spans(n, p, overlap) for n, p in zip(shape, patch, strict=True)]
         windows = list(itertools.product(*spans))
-        return cls(image, tuple(patch), windows, torch.zeros(classes, *shape), len(windows))
+        return cls(image, tuple(patch), windows, torch.zeros(classes, *shape), len(windows), number)
 
     def cut(self, window: _Window, out: Tensor) -> None:
         """Copy the window's voxels into `out` (C, *patch), which is left as it is beyond the image."""
@@ -182,6 +188,8 @@ def _run(
     for (job, window), out in zip(pending, patches, strict=True):
         job.cut(window, out)
     patches = patches.to(device)
+    if first.number is not None:
+        predictor = partial(predictor, index=torch.tensor([job.number for job, _ in pending], device=device))
     with torch.inference_mode():
         total: Tensor | None = None
         for axes in flips:

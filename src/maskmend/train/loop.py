@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from maskmend.config import Config
 from maskmend.data.augment import Choice, apply, choose
 from maskmend.data.cache import Cache
 from maskmend.data.plan import Plan
-from maskmend.data.sampling import collate, draw, generator
+from maskmend.data.sampling import collate, draw, generator, trusted_case, trusted_places
 from maskmend.errors import DataError, Interrupted
 from maskmend.methods.base import Batch, Method, ramp
 from maskmend.progress import bar
@@ -47,7 +47,9 @@ class Job:
     held_out: Cache | None = None
     picture: Callable[[Method, Memory, int], None] | None = None
     finish: Callable[[], None] | None = None  # called by the first process when the last state is saved
-    watch: Callable[[Method, Plan, int], None] | None = None  # sees every step; must leave the method as it is
+    watch: Callable[[Method, Plan, int], None] | None = (
+        None  # sees every step; must leave the method as it is
+    )
 
 
 def fit(fabric: Fabric, job: Job) -> None:
@@ -60,7 +62,7 @@ def fit(fabric: Fabric, job: Job) -> None:
     train = job.config.train
     torch.manual_seed(train.seed)
     method = job.make_method()
-    method.begin(len(job.cache))
+    method.begin(len(job.cache), [i for i, case in enumerate(job.cache.cases) if case.trusted])
     optimizer = _optimizer(method, train.lr, train.weight_decay)
     state = checkpoint.load(job.folder)
     if state is not None:
@@ -191,7 +193,14 @@ class _Training:
         self.method.train()
 
     def _batches(self, steps: range) -> Iterator[Batch]:
-        stream = Stream(self.job, self.memory, self.fabric.global_rank, self.fabric.world_size)
+        stream = Stream(
+            self.job,
+            self.memory,
+            self.fabric.global_rank,
+            self.fabric.world_size,
+            trusted=sorted(self.method.trusted_cases),
+            trusted_share=self.method.trusted_share,
+        )
         loader = DataLoader(stream, batch_size=None, sampler=list(steps), num_workers=self.train.workers)
         for batch, choices in loader:
             yield apply(_to(batch, self.fabric.device), choices)
@@ -226,15 +235,35 @@ class _Training:
 
 
 class Stream(Dataset[tuple[Batch, list[Choice]]]):
-    """Batch number `step` of this process: a pure function of (seed, step, rank), whichever worker makes it."""
+    """Batch number `step` of this process: a pure function of (seed, step, rank), whichever worker makes it.
 
-    def __init__(self, job: Job, memory: Memory, rank: int, world: int) -> None:
+    Args:
+        job: what is trained.
+        memory: what the method remembers.
+        rank: number of this process.
+        world: how many processes there are.
+        trusted: numbers of the trusted cases.
+        trusted_share: share of each process's part of a batch that comes from them; the first places of it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        memory: Memory,
+        rank: int,
+        world: int,
+        *,
+        trusted: Sequence[int] = (),
+        trusted_share: float = 0.0,
+    ) -> None:
         self.job, self.memory, self.rank, self.world = job, memory, rank, world
+        self.trusted, self.share = trusted, trusted_share if trusted else 0.0
 
     def __getitem__(self, step: int) -> tuple[Batch, list[Choice]]:
         train, plan, cases = self.job.config.train, self.job.plan, len(self.job.cache)
         samples, choices = [], []
-        for number in range(step * plan.batch + self.rank, (step + 1) * plan.batch, self.world):
+        numbers = range(step * plan.batch + self.rank, (step + 1) * plan.batch, self.world)
+        for place, number in enumerate(numbers):
             epoch, index = divmod(number, cases)
             sample = draw(
                 self.job.cache,
@@ -244,11 +273,20 @@ class Stream(Dataset[tuple[Batch, list[Choice]]]):
                 patch=plan.patch,
                 foreground=train.foreground,
                 memory=self.memory,
+                case_number=self._trusted(step, place, len(numbers)),
             )
             samples.append(sample)
             rng = generator(train.seed, epoch, index, "augment")
             choices.append(choose(rng, plan.ndim, train.augment, plan.flips, voxel_mm=plan.spacing_mm))
         return collate(samples), choices
+
+    def _trusted(self, step: int, place: int, size: int) -> int | None:
+        """The trusted case that takes this place of a batch, or None where the epoch's order decides."""
+        places = trusted_places(size, self.share)
+        if place >= places:
+            return None
+        turn = (step * self.world + self.rank) * places + place
+        return trusted_case(self.trusted, seed=self.job.config.train.seed, place=turn)
 
 
 def schedule(progress: float) -> float:

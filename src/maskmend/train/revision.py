@@ -39,13 +39,14 @@ def revise_all(
     method.eval()
     mine = range(fabric.global_rank, len(job.cache), fabric.world_size)
     looks = predict_many(
-        method.observe,
+        method.observe_case,
         (job.cache[i].image for i in mine),
         patch=job.plan.patch,
         classes=job.plan.num_classes,
         overlap=0.25,
         batch=BATCH_2D if job.plan.ndim == 2 else BATCH_3D,
         device=fabric.device,
+        numbers=mine,
     )
     for index, probs in zip(mine, looks, strict=True):
         _revise_one(method, job, memory, version, index, probs, progress)

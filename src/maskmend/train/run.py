@@ -192,6 +192,7 @@ def _train_locked(
     assert dataset is not None
     cases, held_out = _divide(dataset, config)
     plan = _planned(dataset, cases, out, config, resume)
+    _refuse_missing_needs(config, cases, plan)
     cache_folder = config.data.cache or out / "cache"
     cache = Cache.open(cases, plan, cache_folder, progress=partial(track, description="preparing"))
     held = Cache.open(held_out, plan, cache_folder) if held_out else None
@@ -252,6 +253,24 @@ def _divide(dataset: Dataset, config: Config) -> tuple[tuple[Case, ...], tuple[C
         return tuple(case for case in cases if not case.trusted), held
     training, held = split(cases, config.train.validation_fraction, config.train.seed)
     return tuple(training), tuple(held)
+
+
+def _refuse_missing_needs(config: Config, cases: tuple[Case, ...], plan: Plan) -> None:
+    """Say before anything is computed that the method cannot learn from these cases."""
+    method, name = methods.load(config.method.name), config.method.name
+    if "trusted" in method.needs and not any(case.trusted for case in cases):
+        held = " left to train on: train.validation=trusted holds them out"
+        fact = f"{name} needs trusted cases and there are none"
+        remedy = (
+            'list some under "trusted" in maskmend.json (or in the column of a CSV), or take another method'
+        )
+        raise UsageError(fact + (held if config.train.validation == "trusted" else ""), "method.name", remedy)
+    each = plan.batch // config.train.processes
+    if method.trusted_share and each < 2:
+        fact = (
+            f"{name} mixes trusted and other cases in every batch, but a process gets {each} of {plan.batch}"
+        )
+        raise UsageError(fact, "train.batch", f"train.batch={2 * config.train.processes} or more")
 
 
 def _with_rater(case: Case, rater: str) -> Case:
