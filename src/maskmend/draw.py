@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GIVEN, TRUTH, ESTIMATE = "#FF9E1B", "#3FC1FF", "#7CFF6B"  # on a grey image
 DASHES = ("-", "--", "-.", ":")
-_INK = "#222222"
+INK = "#222222"
 _DOTS = 110  # per inch
 
 
@@ -108,7 +108,7 @@ def grid(
     below = 0.45 if legend or heat_name else 0.05
     titled_rows = sum(any(p.title for p in row) for row in rows)
     height = width * tallest + (0.28 if titled_rows > 1 else 0.08)
-    figure = _figure(width * across + 0.1, height * len(rows) + below + 0.2)
+    figure = new_figure(width * across + 0.1, height * len(rows) + below + 0.2)
     bottom = below / figure.get_figheight()
     axes = figure.subplots(len(rows), across, squeeze=False)
     figure.subplots_adjust(
@@ -122,7 +122,7 @@ def grid(
         if i < len(names):
             _name_row(axes[i, 0], names[i])
     _draw_keys(figure, legend, heat_name)
-    return _png(figure)
+    return to_png(figure)
 
 
 def sheet(cases: Sequence[tuple[str, np.ndarray, np.ndarray]], *, columns: int = 6) -> bytes:
@@ -165,16 +165,16 @@ def curves(
     size: tuple[float, float] = (6.4, 3.2),
 ) -> bytes:
     """Lines over a common axis as PNG: name to (x, y); told apart by colour and by dash."""
-    figure = _figure(*size)
+    figure = new_figure(*size)
     axes = figure.add_subplot()
     for number, (name, (x, y)) in enumerate(series.items()):
         style = {"color": PALETTE[number % len(PALETTE)], "linestyle": DASHES[number % len(DASHES)]}
         axes.plot(x, y, linewidth=1.8, label=name, **style)  # type: ignore[arg-type]
-    _plain(axes, x_name, y_name, title)
+    plain_axes(axes, x_name, y_name, title)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8.5, handlelength=2.6)
     figure.tight_layout()
-    return _png(figure)
+    return to_png(figure)
 
 
 def intervals(
@@ -184,7 +184,7 @@ def intervals(
 
     Points rather than bars: a Dice axis need not start at 0, and the length of a cut bar misleads.
     """
-    figure = _figure(*(size or (6.4, 0.7 + 0.42 * len(rows))))
+    figure = new_figure(*(size or (6.4, 0.7 + 0.42 * len(rows))))
     axes = figure.add_subplot()
     for number, (_, value, low, high) in enumerate(rows):
         colour = PALETTE[number % len(PALETTE)]
@@ -194,10 +194,10 @@ def intervals(
         axes.annotate(f"{value:.3f}", (value, number), (0, 7), **style)  # type: ignore[arg-type]
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.7)
-    _plain(axes, x_name, "", "")
+    plain_axes(axes, x_name, "", "")
     axes.grid(axis="y", visible=False)
     figure.tight_layout()
-    return _png(figure)
+    return to_png(figure)
 
 
 def _name_row(axes: Axes, name: str) -> None:
@@ -213,7 +213,7 @@ def _draw_panel(axes: Axes, shown: Panel) -> None:
         for value in np.unique(label[label > 0]):
             axes.contour(label == value, [0.5], colors=colour, linestyles=style, linewidths=1.4)
     if shown.title:
-        axes.set_title(shown.title, fontsize=9, color=_INK, pad=3)
+        axes.set_title(shown.title, fontsize=9, color=INK, pad=3)
 
 
 def _displayed(image: np.ndarray) -> np.ndarray:
@@ -256,7 +256,7 @@ def _draw_keys(figure: Figure, legend: Sequence[tuple[str, str, str]], heat_name
         bar.outline.set_visible(False)
         bar.set_ticks([0, 1])
         bar.ax.tick_params(labelsize=7, length=0, pad=1)
-        bar.set_label(heat_name, fontsize=7.5, labelpad=-7, color=_INK)
+        bar.set_label(heat_name, fontsize=7.5, labelpad=-7, color=INK)
     if legend:
         styles: list[dict[str, Any]] = [{"color": colour, "linestyle": style} for _, colour, style in legend]
         lines = [Line2D([], [], linewidth=2, **style) for style in styles]
@@ -268,19 +268,21 @@ def _draw_keys(figure: Figure, legend: Sequence[tuple[str, str, str]], heat_name
         )  # fmt: skip
 
 
-def _plain(axes: Axes, x_name: str, y_name: str, title: str) -> None:
-    axes.set_xlabel(x_name, fontsize=9, color=_INK)
-    axes.set_ylabel(y_name, fontsize=9, color=_INK)
-    axes.tick_params(labelsize=8.5, colors=_INK, length=3)
+def plain_axes(axes: Axes, x_name: str, y_name: str, title: str) -> None:
+    """Axes with names, a quiet grid and no box, in the style of every figure."""
+    axes.set_xlabel(x_name, fontsize=9, color=INK)
+    axes.set_ylabel(y_name, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8.5, colors=INK, length=3)
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if title:
-        axes.set_title(title, fontsize=10, color=_INK, loc="left")
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that needs no window system."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -289,7 +291,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """PNG without the date and version that would make equal pictures differ."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
