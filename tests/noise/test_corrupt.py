@@ -14,9 +14,13 @@ from maskmend.data.dataset import find_cases
 from maskmend.data.images import read_label, write_image, write_label
 from maskmend.data.phantom import make_phantom, phantom_case
 from maskmend.errors import UsageError
-from maskmend.noise.corrupt import KINDS, apply, choose, corrupt_label
+from maskmend.noise import Annotation, Dilate, Erode, Move
+from maskmend.noise.cases import choose_cases
+from maskmend.noise.corrupt import apply, corrupt_label
 from maskmend.noise.dataset import corrupt_dataset
-from maskmend.noise.presets import choose_cases, corrupt_labels
+from maskmend.noise.presets import corrupt_labels, make_noise
+
+KINDS = {"dilate": ("dilate",), "erode": ("erode",), "move": ("move",), "mixed": ("dilate", "erode", "move")}
 
 
 def organ(seed: int = 0, ndim: int = 2) -> np.ndarray:
@@ -28,7 +32,9 @@ def organ(seed: int = 0, ndim: int = 2) -> np.ndarray:
 @pytest.mark.parametrize("layered", [False, True])
 def test_record_is_true_and_replays(kind, ndim, layered) -> None:
     label, spacing = organ(1, ndim), (1.2, 1.0, 0.9)[3 - ndim :]
-    flawed, record = corrupt_label(label, spacing, kind, np.random.default_rng(3), layered=layered)
+    flawed, record = corrupt_label(
+        label, spacing, make_noise(kind), np.random.default_rng(3), layered=layered
+    )
     assert flawed.dtype == label.dtype
     assert record["changed"] == (flawed != label).sum() > 0
     for value in (1, 2):
@@ -43,7 +49,7 @@ def test_record_is_true_and_replays(kind, ndim, layered) -> None:
 
 def test_dilation_is_the_drawn_radius() -> None:
     label = (organ() > 0).astype(np.uint8)
-    flawed, record = corrupt_label(label, (1, 1), "dilate", np.random.default_rng(0), radius_mm=(3, 3))
+    flawed, record = corrupt_label(label, (1, 1), Dilate((3, 3)), np.random.default_rng(0))
     assert record["radius_mm"] == 3
     np.testing.assert_array_equal(flawed, ndimage.binary_dilation(label, disk(3)))
 
@@ -53,44 +59,48 @@ def test_no_structure_vanishes_unless_asked(kind) -> None:
     label = np.zeros((60, 60), np.uint8)
     label[20:40, 20:40], label[2:4, 2:4] = 1, 2
     for seed in range(20):
-        flawed, record = corrupt_label(label, (1, 1), kind, np.random.default_rng(seed), radius_mm=(6, 9))
+        flawed, record = corrupt_label(label, (1, 1), make_noise(kind, (6, 9)), np.random.default_rng(seed))
         assert (flawed == 1).sum() >= 0.1 * (label == 1).sum()
         assert (flawed == 2).sum() >= 1
         assert 0 <= record["strength"] <= 1
-    erased, _ = corrupt_label(label, (1, 1), "erode", np.random.default_rng(0), radius_mm=(6, 9), keep=0)
+    erased, _ = corrupt_label(label, (1, 1), Erode((6, 9)), np.random.default_rng(0), keep=0)
     assert not (erased == 2).any()
 
 
 def test_classes_and_ignore_stay_where_told() -> None:
     label = organ(2).astype(np.int32)
     label[:, :30] = 255
-    flawed, _ = corrupt_label(label, (1, 1), "dilate", np.random.default_rng(0), ignore=255, classes=[1])
+    flawed, _ = corrupt_label(label, (1, 1), Dilate(), np.random.default_rng(0), ignore=255, classes=[1])
     np.testing.assert_array_equal(flawed == 255, label == 255)
     np.testing.assert_array_equal(flawed == 2, label == 2)
     assert (flawed == 1).sum() > (label == 1).sum()
 
 
 def test_empty_mask_stays_empty() -> None:
-    flawed, record = corrupt_label(np.zeros((9, 9), np.uint8), (1, 1), "mixed", np.random.default_rng(0))
+    flawed, record = corrupt_label(
+        np.zeros((9, 9), np.uint8), (1, 1), make_noise("mixed"), np.random.default_rng(0)
+    )
     assert not flawed.any()
     assert record["dice"] == {}
 
 
 def test_settings_are_checked() -> None:
-    rng = np.random.default_rng(0)
+    truth = Annotation(organ(), (1.0, 1.0))
     with pytest.raises(UsageError, match="dilate"):
-        choose("dilat", rng, 2)
+        make_noise("dilat")
     with pytest.raises(UsageError, match="smallest"):
-        choose("erode", rng, 2, radius_mm=(3, 2))
+        Erode((3, 2)).choose(np.random.default_rng(0), truth)
     with pytest.raises(UsageError, match="share"):
         choose_cases("ab", 1.5, 0)
+    with pytest.raises(UsageError, match="no setting"):
+        make_noise("elastic", radius_mm=(1, 2))
 
 
 def test_mixed_draws_all_three_evenly() -> None:
-    rng = np.random.default_rng(0)
-    drawn = [choose("mixed", rng, 2)["transform"] for _ in range(600)]
+    rng, mixed, volume = np.random.default_rng(0), make_noise("mixed"), Annotation(organ(0, 3), (1, 1, 1))
+    drawn = [mixed.choose(rng, volume)["transform"] for _ in range(600)]
     assert all(150 < drawn.count(name) < 250 for name in KINDS["mixed"])
-    lengths = [np.linalg.norm(choose("move", rng, 3, radius_mm=(2, 4))["shift_mm"]) for _ in range(50)]
+    lengths = [np.linalg.norm(Move((2, 4)).choose(rng, volume)["shift_mm"]) for _ in range(50)]
     assert 2 <= min(lengths) <= max(lengths) <= 4
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
+
+from maskmend.noise.base import Annotation, Choice, LabelNoise, draw_range
 
 
 def move(
@@ -54,3 +58,46 @@ def rotation(ndim: int, degrees: float | Sequence[float]) -> np.ndarray:
         turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
         matrix = turn @ matrix
     return matrix
+
+
+@dataclass(frozen=True)
+class Move(LabelNoise):
+    """The right shape in the wrong place: shifted, turned, scaled, all classes together.
+
+    Args:
+        radius_mm: smallest and largest shift, in a random direction.
+        degrees: turn by up to this much to either side (in 3-D about axis 0, within the slices).
+        scale: smallest and largest size factor.
+
+    Example:
+        >>> import numpy as np
+        >>> from maskmend.noise.base import Annotation, flaw
+        >>> label = np.zeros((40, 40), np.uint8); label[10:30, 10:30] = 1
+        >>> truth = Annotation(label, (1.0, 1.0))
+        >>> choice = Move((3, 3), degrees=0).choose(np.random.default_rng(0), truth)
+        >>> int(flaw(truth, choice).sum()) == int(label.sum())
+        True
+    """
+
+    name = "move"
+    radius_mm: Sequence[float] = (2.0, 5.0)
+    degrees: float = 20.0
+    scale: Sequence[float] = (1.0, 1.0)
+
+    def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
+        """Draw length, direction, angle and, where it is a range, scale."""
+        radius = draw_range(rng, self.radius_mm, "radius_mm")
+        direction = rng.standard_normal(annotation.ndim)
+        shift = radius * direction / np.linalg.norm(direction)
+        degrees = float(rng.uniform(-self.degrees, self.degrees))
+        choice = {"transform": self.name, "shift_mm": shift.tolist(), "degrees": degrees}
+        if tuple(self.scale) != (1.0, 1.0):
+            choice["scale"] = draw_range(rng, self.scale, "scale", 1e-3)
+        return choice
+
+    @classmethod
+    def flaw(cls, annotation: Annotation, choice: Mapping[str, Any], strength: float) -> np.ndarray:
+        """Move the whole label; layers move together."""
+        shift = [strength * length for length in choice["shift_mm"]]
+        degrees, scale = strength * choice["degrees"], choice.get("scale", 1.0) ** strength
+        return move(annotation.label, annotation.spacing_mm, shift_mm=shift, degrees=degrees, scale=scale)

@@ -1,8 +1,4 @@
-"""Give a mask the flaws of a human annotator: choose what to do, do it, and record what it did.
-
-Choosing is apart from applying: `choose` draws the parameters, `apply` is a pure function of them, so a
-recorded flaw can be replayed on another machine or on a mask of another resolution.
-"""
+"""Give a mask the flaws of an annotator: choose what to do, do it, and record what it did."""
 
 from __future__ import annotations
 
@@ -11,55 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from maskmend.errors import UsageError, unknown
-from maskmend.noise import morphology
-from maskmend.noise.affine import move
-
-KINDS: dict[str, tuple[str, ...]] = {
-    "dilate": ("dilate",),
-    "erode": ("erode",),
-    "move": ("move",),
-    "mixed": ("dilate", "erode", "move"),
-}
-"""What a kind draws its transform from, with equal chances. One transform alone is *biased* noise."""
+from maskmend.noise.base import Annotation, LabelNoise, flaw
 
 _STEPS = 12  # attempts to keep every structure, each with 4/5 of the strength before
 
-
-def choose(
-    kind: str,
-    rng: np.random.Generator,
-    ndim: int,
-    *,
-    radius_mm: Sequence[float] = (2.0, 5.0),
-    degrees: float = 20.0,
-) -> dict[str, Any]:
-    """Draw one transform and its parameters.
-
-    Args:
-        kind: a key of `KINDS`.
-        rng: the only source of chance.
-        ndim: 2 or 3.
-        radius_mm: smallest and largest radius; a move shifts by as much, in a random direction.
-        degrees: a move turns by up to this much to either side (in 3-D about axis 0, within the slices).
-
-    Returns:
-        {"transform": "dilate" | "erode", "radius_mm": r} or {"transform": "move", "shift_mm": [...],
-        "degrees": a}: what `apply` takes, ready for JSON.
-    """
-    if kind not in KINDS:
-        raise unknown("kind of noise", kind, KINDS)
-    low, high = radius_mm
-    if not 0 <= low <= high:
-        raise UsageError(f"{list(radius_mm)} must be two numbers, 0 <= smallest <= largest", "radius_mm")
-    transform = KINDS[kind][int(rng.integers(len(KINDS[kind])))]
-    radius = float(rng.uniform(low, high))
-    if transform != "move":
-        return {"transform": transform, "radius_mm": radius}
-    direction = rng.standard_normal(ndim)
-    shift = radius * direction / np.linalg.norm(direction)
-    return {"transform": "move", "shift_mm": shift.tolist(), "degrees": float(rng.uniform(-degrees, degrees))}
+Level = float | Sequence[float]
+"""A strength; or (low, high, share): the weaker flaw, with this share of what the stronger one adds."""
 
 
 def apply(
@@ -67,91 +22,165 @@ def apply(
     spacing_mm: Sequence[float],
     choice: Mapping[str, Any],
     *,
-    strength: float = 1.0,
+    strength: Level | Mapping[Any, Level] = 1.0,
     classes: Iterable[int] | None = None,
     layered: bool = False,
     ignore: int | None = None,
+    image: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Do what `choose` drew.
+    """Do what was chosen; with a record's choice and strength, replay it.
 
     Args:
         label: (*S) integers, 0 is background.
         spacing_mm: voxel size in the order of the axes.
-        choice: see `choose`.
-        strength: multiplies every length and angle, in [0, 1].
+        choice: what `LabelNoise.choose` drew.
+        strength: multiplies every length, angle and probability; one for all classes or one by class.
         classes: the classes to change; None: all. The others stay where they are.
         layered: False: classes lie side by side, only their border with the background moves. True: a higher
             class lies on top of the lower ones (a tumour in a liver) and its whole border moves.
         ignore: a value that is no class ("not annotated"); it stays where it is.
+        image: (C, *S), for flaws that follow the image.
 
     Returns:
         A new array (*S) of the same type.
     """
-    present = {int(value) for value in np.unique(label)} - {0, ignore}
-    chosen = present if classes is None else present & set(classes)
-    subject = np.where(np.isin(label, list(chosen)), label, np.zeros((), label.dtype))
-    changed = _transform(subject, spacing_mm, choice, strength, layered)
-    untouched = (label != 0) & (subject == 0)
-    return np.where(untouched, label, changed)
+    truth = Annotation(label, tuple(spacing_mm), image, layered)
+    return apply_to(truth, choice, strength, classes=classes, ignore=ignore)
 
 
-def _transform(
-    label: np.ndarray, spacing_mm: Sequence[float], choice: Mapping[str, Any], strength: float, layered: bool
+def apply_to(
+    truth: Annotation,
+    choice: Mapping[str, Any],
+    strength: Level | Mapping[Any, Level] = 1.0,
+    *,
+    classes: Iterable[int] | None = None,
+    ignore: int | None = None,
 ) -> np.ndarray:
-    if choice["transform"] == "move":
-        shift = [strength * length for length in choice["shift_mm"]]
-        return move(label, spacing_mm, shift_mm=shift, degrees=strength * choice["degrees"])
-    steps = {
-        ("dilate", False): morphology.grow_all,
-        ("dilate", True): morphology.grow_layers,
-        ("erode", False): morphology.shrink_all,
-        ("erode", True): morphology.shrink_layers,
-    }
-    return steps[choice["transform"], layered](label, spacing_mm, strength * choice["radius_mm"])
+    """`apply` for a label that comes with all that is known about it."""
+    subject = chosen_classes(truth, classes, ignore)
+    if isinstance(strength, Mapping):
+        levels = {int(value): level for value, level in strength.items()}
+        flawed = {v: at_level(subject, choice, levels.get(v, 1.0)) for v in subject.classes}
+        changed = joined(subject, flawed)
+    else:
+        changed = at_level(subject, choice, strength)
+    return np.where((truth.label != 0) & (subject.label == 0), truth.label, changed)
+
+
+def chosen_classes(truth: Annotation, classes: Iterable[int] | None, ignore: int | None) -> Annotation:
+    """The annotation with nothing but the classes that may change."""
+    label = truth.label
+    chosen = set(truth.classes) - {ignore}
+    if classes is not None:
+        chosen &= {int(value) for value in classes}
+    kept = np.where(np.isin(label, sorted(chosen)), label, np.zeros((), label.dtype))
+    return Annotation(kept, truth.spacing_mm, truth.image, truth.layered, truth.names, truth.case)
+
+
+def at_level(truth: Annotation, choice: Mapping[str, Any], level: Level) -> np.ndarray:
+    """The flaw at a strength, or between two.
+
+    Voxels are whole: a millimetre more may add a whole ring of them. Between two strengths that differ by
+    such a ring lies a part of it, in patches along the outline.
+    """
+    if isinstance(level, int | float):
+        return flaw(truth, choice, float(level))
+    low, high, share = level
+    weaker, stronger = flaw(truth, choice, low), flaw(truth, choice, high)
+    places = np.argwhere(weaker != stronger)
+    if len(places):
+        first, last = places.min(0), places.max(0)
+        rough = np.random.default_rng(0).standard_normal(last - first + 1)
+        order = np.argsort(ndimage.gaussian_filter(rough, 2.0)[tuple((places - first).T)], kind="stable")
+        taken = tuple(places[order[: round(share * len(places))]].T)
+        weaker[taken] = stronger[taken]
+    return weaker
+
+
+def joined(truth: Annotation, flawed: Mapping[int, np.ndarray]) -> np.ndarray:
+    """One label from one for each class, each flawed at that class's strength.
+
+    Layers are painted from the lowest. Side by side, a voxel that several classes claim goes to the one that
+    it truly is, else to the highest.
+    """
+    result = np.zeros_like(truth.label)
+    for value in sorted(flawed):
+        claim = flawed[value] >= value if truth.layered else flawed[value] == value
+        result[claim] = value
+    for value in () if truth.layered else flawed:
+        result[(truth.label == value) & (flawed[value] == value)] = value
+    return result
 
 
 def corrupt_label(
     label: np.ndarray,
     spacing_mm: Sequence[float],
-    kind: str,
+    noise: LabelNoise,
     rng: np.random.Generator,
     *,
-    keep: float = 0.1,
-    classes: Iterable[int] | None = None,
+    image: np.ndarray | None = None,
+    names: Mapping[str, int] | None = None,
     layered: bool = False,
-    ignore: int | None = None,
-    **params: Any,
+    **how: Any,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Give one mask one flaw.
 
     Args:
         label: (*S) integers, 0 is background.
         spacing_mm: voxel size in the order of the axes.
-        kind: "dilate", "erode", "move" or "mixed".
+        noise: what to draw from.
         rng: the only source of chance.
-        keep: every class keeps at least this share of its volume; where the drawn strength would leave less,
-            a weaker one is used and recorded. 0: structures may vanish.
-        classes, layered, ignore: see `apply`.
-        **params: see `choose`.
+        image: (C, *S), for flaws that follow the image.
+        names: class name to value, for flaws that name classes.
+        layered: see `apply`.
+        **how: keep, classes, ignore: see `corrupt_annotation`.
 
     Returns:
-        The flawed mask (*S) of the same type, and the record: what `choose` drew, "strength", and what it
-        did: "dice" by class, "changed" (voxels) and "changed_share" (of the foreground).
+        The flawed mask (*S) of the same type, and the record: what was drawn, "strength", and what it did:
+        "dice" by class, "changed" (voxels) and "changed_share" (of the foreground).
     """
-    choice = choose(kind, rng, label.ndim, **params)
+    truth = Annotation(label, tuple(spacing_mm), image, layered, names or {})
+    return corrupt_annotation(truth, noise, rng, **how)
+
+
+def corrupt_annotation(
+    truth: Annotation,
+    noise: LabelNoise,
+    rng: np.random.Generator,
+    *,
+    keep: float | None = None,
+    classes: Iterable[int] | None = None,
+    ignore: int | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """`corrupt_label` for a label that comes with all that is known about it.
+
+    Args:
+        truth: the label.
+        noise: what to draw from.
+        rng: the only source of chance.
+        keep: every class keeps at least this share of its volume; where the drawn strength would leave less,
+            a weaker one is used and recorded. 0: structures may vanish. None: 0.1, or 0 for flaws that erase.
+        classes, ignore: see `apply`.
+    """
     picked = None if classes is None else list(classes)
-    strength, flawed = 1.0, label
+    choice = noise.choose(rng, chosen_classes(truth, picked, ignore))
+    share = keep_share(noise, keep)
+    strength, flawed = 1.0, truth.label
     for step in range(_STEPS + 1):
         strength = 0.8**step if step < _STEPS else 0.0
-        flawed = apply(
-            label, spacing_mm, choice, strength=strength, classes=picked, layered=layered, ignore=ignore
-        )
-        if keep <= 0 or _survives(label, flawed, keep, ignore):
+        flawed = apply_to(truth, choice, strength, classes=picked, ignore=ignore)
+        if share <= 0 or survives(truth.label, flawed, share, ignore):
             break
-    return flawed, {**choice, "strength": strength, **effect(label, flawed, ignore=ignore)}
+    return flawed, {**choice, "strength": strength, **effect(truth.label, flawed, ignore=ignore)}
 
 
-def _survives(label: np.ndarray, flawed: np.ndarray, keep: float, ignore: int | None) -> bool:
+def keep_share(noise: LabelNoise, keep: float | None) -> float:
+    """The share of each class that must stay, where nobody said it."""
+    return (0.0 if noise.may_erase else 0.1) if keep is None else keep
+
+
+def survives(label: np.ndarray, flawed: np.ndarray, keep: float, ignore: int | None) -> bool:
+    """Whether every class keeps at least this share of its voxels, and one."""
     values, counts = np.unique(label, return_counts=True)
     return all(
         np.count_nonzero(flawed == value) >= max(1, math.ceil(keep * count))

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maskmend.data.atomic import write_text
-from maskmend.data.case import Case, Dataset
+from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.dataset import find_cases
 from maskmend.data.formats import suffix_of
-from maskmend.data.images import read_label, write_label
-from maskmend.errors import UsageError
-from maskmend.noise.corrupt import corrupt_label
-from maskmend.noise.presets import case_rng, choose_cases, settings
+from maskmend.data.images import read_case, read_label, write_label
+from maskmend.errors import DataError, UsageError, unknown
+from maskmend.noise.automatic import Predictions
+from maskmend.noise.base import Annotation, LabelNoise
+from maskmend.noise.cases import Recipe, choose_cases, corrupt_case, corrupt_cases
+from maskmend.noise.presets import make_noise
+from maskmend.progress import message
+
+RECORD = "noise.json"
+Progress = Callable[[int, int], None]
 
 
 def corrupt_dataset(
@@ -26,87 +33,226 @@ def corrupt_dataset(
     out: Path | str,
     *,
     rate: float,
-    kind: str = "mixed",
-    radius_mm: Sequence[float] = (2.0, 5.0),
+    kind: str | Mapping[str, Any] | LabelNoise = "mixed",
+    radius_mm: Sequence[float] | None = None,
     seed: int = 0,
-    **params: Any,
+    classes: Iterable[str | int] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **how: Any,
 ) -> Path:
     """Write a two-folder copy of a data set and flaw a share of its training masks.
 
-    Trusted cases and test cases keep their masks. Images are hard links where the disk allows it. Beside
-    `images/`, `labels/` and `maskmend.json` lie `noise.json` (settings and what was done to each case) and
-    `noise_maps/` (1 where the mask of a flawed case differs from the original).
+    Trusted cases and test cases keep their masks. Images are hard links where the disk allows it, else
+    copies. Beside `images/`, `labels/` and `maskmend.json` lie, for the flawed cases, `noise.json` (settings
+    and what was done), `noise_maps/` (1 where the mask differs from the true one) and `true_labels/`. Labels
+    of further raters are left out, for they would give the truth away.
 
     Args:
         dataset: a folder in any layout, or cases found before.
         out: the folder to write; must be empty or missing.
         rate: share of the training cases, in [0, 1].
-        kind, radius_mm, seed: see `maskmend.noise.presets.corrupt_labels`.
-        **params: see `maskmend.noise.corrupt.corrupt_label`.
+        kind: a key of `maskmend.noise.presets.PRESETS`, a description, or a noise.
+        radius_mm: smallest and largest radius, for "dilate", "erode", "move" and "mixed" only.
+        seed: any integer >= 0.
+        classes: names or values of the classes to change; None: all.
+        overwrite: replace an earlier flawed copy in `out`.
+        progress: called with (cases done, all cases).
+        **how: target_dice, each, keep, layered: see `maskmend.noise.cases.Recipe`.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: `out` holds something, or a setting is out of range. DataError: a label cannot be read.
+        UsageError: `out` holds something, a setting is out of range, or the target Dice is out of reach
+            (nothing is written then). DataError: a label cannot be read.
     """
     found, out = dataset if isinstance(dataset, Dataset) else find_cases(dataset), Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise UsageError("holds something already", out, "give an empty or new folder")
+    values = _class_values(found, classes)
+    recipe = Recipe(make_noise(kind, radius_mm), rate, seed, classes=values, ignore=found.ignore, **how)
     chosen = set(choose_cases((case.id for case in found.train if _may_change(case)), rate, seed))
-    for folder in ("images", "labels", "noise_maps"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    records = {}
-    for case in found.cases:
-        _link_images(case, out)
+    _claim(found, out, overwrite)
+    cases = [case for case in found.cases if case.id in chosen]
+    flawed, reached = _flawed(cases, found, recipe)
+    if overwrite and (out / RECORD).is_file():
+        shutil.rmtree(out)
+    records, ways = {}, Counter[str]()
+    for number, case in enumerate(found.cases):
+        ways.update(_link_images(case, out))
         if case.id in chosen:
-            rng = case_rng(case.id, seed)
-            records[case.id] = _flaw(case, found, out, kind, rng, radius_mm=radius_mm, **params)
+            records[case.id] = _write_case(case, out, *next(flawed))
         elif case.label is not None:
             _link(case.label, out / "labels" / f"{case.id}{suffix_of(case.label)}")
+        if progress is not None:
+            progress(number + 1, len(found.cases))
     _write_json(out / "maskmend.json", _side_file(found, out))
-    record = {"settings": settings(rate, kind, radius_mm, seed, params), "cases": records}
-    _write_json(out / "noise.json", record)
+    named = {"kind": kind} if isinstance(kind, str) else {}
+    record = {"settings": named | recipe.settings(), "summary": _summary(found, records, ways)}
+    _write_json(out / RECORD, record | reached | {"cases": records})
     return out
+
+
+def read_noise(spec: str) -> str | dict[str, Any]:
+    """What `--noise` means: a preset's name, or the description in a YAML file or an earlier `noise.json`.
+
+    Raises:
+        UsageError: the file is missing, or describes no noise.
+    """
+    path = Path(spec)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        return spec
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot be read: {error}", path, "see docs/noise.md for the form") from None
+    content = content.get("settings", content) if isinstance(content, dict) else content
+    content = content["noise"] if isinstance(content, dict) and "rate" in content else content
+    if not isinstance(content, dict):
+        raise UsageError("describes no noise", path, "see docs/noise.md for the form")
+    return content
+
+
+def _class_values(dataset: Dataset, classes: Iterable[str | int] | None) -> list[int] | None:
+    if classes is None:
+        return None
+    values = []
+    for name in classes:
+        number = int(name) if str(name).isdigit() else None
+        if str(name) not in dataset.labels and (number is None or dataset.labels):
+            raise unknown("class", str(name), dataset.labels, dataset.root)
+        values.append(dataset.labels.get(str(name), number or 0))
+    return values
 
 
 def _may_change(case: Case) -> bool:
     return case.label is not None and not case.trusted
 
 
-def _flaw(
-    case: Case, dataset: Dataset, out: Path, kind: str, rng: np.random.Generator, **params: Any
-) -> dict[str, Any]:
+def _claim(dataset: Dataset, out: Path, overwrite: bool) -> None:
+    target = out.resolve()
+    if target == dataset.root or target in dataset.root.parents:
+        raise UsageError("holds the data set itself", out, "give an empty or new folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / RECORD).is_file():
+        raise UsageError("holds something already", out, "give an empty or new folder")
+    if not overwrite:
+        raise UsageError("holds a flawed data set already", out, "give another folder or --overwrite")
+
+
+Written = tuple[np.ndarray, np.ndarray, Geometry, dict[str, Any]]
+"""True file values, flawed file values, geometry, record."""
+
+
+def _flawed(
+    cases: Sequence[Case], dataset: Dataset, recipe: Recipe
+) -> tuple[Iterator[Written], dict[str, Any]]:
+    """The flawed cases in order, and what calibration reached. One at a time without a target, else all at once."""
+    if recipe.target_dice is None:
+        return (_flaw(case, dataset, recipe) for case in cases), {}
+    read = [_read(case, dataset, recipe) for case in cases]
+    done, reached = corrupt_cases([truth for truth, _ in read], recipe)
+    _tell_missed(reached)
+    calibrated = (
+        (_file_values(truth.label, dataset), _file_values(done[truth.case][0], dataset), geometry, done[truth.case][1])
+        for truth, geometry in read
+    )  # fmt: skip
+    return calibrated, {"calibration": reached}
+
+
+def _flaw(case: Case, dataset: Dataset, recipe: Recipe) -> Written:
+    truth, geometry = _read(case, dataset, recipe)
+    label, record = corrupt_case(truth, recipe)
+    return _file_values(truth.label, dataset), _file_values(label, dataset), geometry, record
+
+
+def _tell_missed(reached: Mapping[str, Any]) -> None:
+    if missed := reached.get("missed"):
+        first = ", ".join(
+            f"{case} ({', '.join(f'class {v}: {d:.3f}' for v, d in dice.items())})"
+            for case, dice in sorted(missed.items())[:5]
+        )
+        more = ", ..." if len(missed) > 5 else ""
+        message(
+            f"the target Dice is out of reach in {len(missed)} cases, their nearest is used: {first}{more}"
+        )
+
+
+def _read(case: Case, dataset: Dataset, recipe: Recipe) -> tuple[Annotation, Geometry]:
     assert case.label is not None
     values, geometry = read_label(case.label)
-    background = next(iter(dataset.labels.values()), 0)
-    label = np.where(values == background, 0, np.where(values == 0, background, values))
-    spacing = dataset.spacing_mm or geometry.spacing_mm
-    flawed, record = corrupt_label(label, spacing, kind, rng, ignore=dataset.ignore, **params)
-    restored = np.where(flawed == 0, background, np.where(flawed == background, 0, flawed))
+    image = read_case(case, dataset)[0] if recipe.noise.needs_image else None
+    if image is not None and image.shape[1:] != values.shape:
+        raise DataError(f"image {image.shape[1:]} and label {values.shape} differ in shape", case.id)
+    spacing, names = dataset.spacing_mm or geometry.spacing_mm, dataset.labels
+    if _background(dataset) and isinstance(recipe.noise, Predictions):
+        raise UsageError("predictions need a data set whose background is 0", dataset.root)
+    label = _file_values(values, dataset)
+    return Annotation(label, tuple(spacing), image, recipe.layered, dict(names), case.id), geometry
+
+
+def _background(dataset: Dataset) -> int:
+    return next(iter(dataset.labels.values()), 0)
+
+
+def _file_values(label: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Swap 0 and the value that the files have for background; its own inverse."""
+    background = _background(dataset)
+    if not background:
+        return label
+    return np.where(label == background, 0, np.where(label == 0, background, label))
+
+
+def _write_case(
+    case: Case, out: Path, values: np.ndarray, flawed: np.ndarray, geometry: Geometry, record: dict[str, Any]
+) -> dict[str, Any]:
+    assert case.label is not None
     name = f"{case.id}{suffix_of(case.label)}"
-    write_label(out / "labels" / name, restored, geometry)
-    write_label(out / "noise_maps" / name, (restored != values).astype(np.uint8), geometry)
+    write_label(out / "labels" / name, flawed, geometry)
+    write_label(out / "noise_maps" / name, (flawed != values).astype(np.uint8), geometry)
+    _link(case.label, out / "true_labels" / name)
     return record
 
 
-def _link_images(case: Case, out: Path) -> None:
+def _summary(dataset: Dataset, records: Mapping[str, Any], ways: Counter[str]) -> dict[str, Any]:
+    """The figures that one wants first."""
+    called = {value: name for name, value in dataset.labels.items()}
+    dice: dict[str, list[float]] = {}
+    for record in records.values():
+        for value, score in record["dice"].items():
+            dice.setdefault(called.get(value, str(value)), []).append(score)
+    if records and not any(record["changed"] for record in records.values()):
+        message("no voxel changed: this noise does nothing to these labels")
+    return {
+        "training_cases": len(dataset.train),
+        "flawed_cases": len(records),
+        "dice": {name: float(np.mean(scores)) for name, scores in sorted(dice.items())},
+        "images": dict(sorted(ways.items())),
+    }
+
+
+def _link_images(case: Case, out: Path) -> Iterator[str]:
     several = len(case.images) > 1
     for channel, image in enumerate(case.images):
         name = f"{case.id}_{channel:04d}" if several else case.id
-        _link(image, out / "images" / f"{name}{suffix_of(image) if image.is_file() else ''}")
+        yield _link(image, out / "images" / f"{name}{suffix_of(image) if image.is_file() else ''}")
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> str:
     """A hard link, or a copy where links are not possible (another disk, a folder of DICOM slices)."""
     source = source.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, copy_function=shutil.copyfile)
-        return
+        return "copied"
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+        return "copied"
+    return "linked"
 
 
 def _side_file(dataset: Dataset, out: Path) -> dict[str, Any]:

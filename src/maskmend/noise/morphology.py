@@ -118,3 +118,13 @@ def shrink_layers(label: np.ndarray, spacing_mm: Sequence[float], radius_mm: flo
 
 def _classes(label: np.ndarray) -> list[int]:
     return [int(value) for value in np.unique(label) if value > 0]
+
+
+def signed_distance_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Distance (*S) to the outline in millimetres: above 0 inside, below 0 outside, never 0.
+
+    Voxel centres beside the outline lie half a voxel from it, whichever side they are on.
+    """
+    half = min(spacing_mm) / 2
+    inside, outside = distance_mm(~mask, spacing_mm) - half, distance_mm(mask, spacing_mm) - half
+    return np.where(mask, inside, -outside)

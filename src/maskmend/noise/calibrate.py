@@ -1,0 +1,278 @@
+"""Find the strength at which a flaw leaves a wanted Dice: the same radius is another severity for each organ.
+
+Dice falls as strength grows, so bisection finds the strength. One strength for each structure over all
+cases keeps the cases as different as they were drawn; one for each case makes all equally bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskmend.errors import UsageError
+from maskmend.noise.base import KINDS, Annotation, Choice, LabelNoise, flaw
+from maskmend.noise.corrupt import Level, at_level, joined
+
+TOLERANCE = 0.01
+_CLOSE = 0.25  # bisection ends at this share of the tolerance
+_SWEEPS = 5  # over the structures, for one's strength moves the others' Dice
+_HALVINGS = 14
+
+
+@dataclass
+class Drawn:
+    """A case with what was chosen for it, ready to be flawed at any strength.
+
+    Args:
+        truth: the label with nothing but the classes that may change.
+        choice: what was drawn.
+        keep: share of each class that must stay; a case that would lose more gets a weaker flaw.
+        flawed: by class, the whole label at that class's strength; filled by `set_level`.
+        levels: by class, the strength in use.
+    """
+
+    truth: Annotation
+    choice: Choice
+    keep: float
+    flawed: dict[int, np.ndarray] = field(default_factory=dict)
+    levels: dict[int, Level] = field(default_factory=dict)
+
+    def set_level(self, value: int, level: Level) -> None:
+        """Flaw one class at a strength, weakened until enough of the class is left."""
+        for _ in range(12):
+            label = at_level(self.truth, self.choice, level)
+            least = max(1.0, self.keep * (self.truth.label == value).sum())
+            if self.keep <= 0 or (label == value).sum() >= least:
+                break
+            level = 0.8 * (level if isinstance(level, int | float) else level[0])
+        self.flawed[value], self.levels[value] = label, level
+
+    def label(self) -> np.ndarray:
+        """The flawed label with every class at its strength."""
+        return joined(self.truth, self.flawed)
+
+    def dice(self, value: int) -> float:
+        """Of one class."""
+        before, after = self.truth.label == value, self.label() == value
+        return float(2 * (before & after).sum() / max(before.sum() + after.sum(), 1))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration found, by class.
+
+    Args:
+        levels: strength, for `maskmend.noise.corrupt.apply`.
+        targets: wanted mean Dice.
+        reached: mean Dice of the flawed cases.
+    """
+
+    levels: dict[int, Level]
+    targets: dict[int, float]
+    reached: dict[int, float]
+
+    def missed(self, tolerance: float = TOLERANCE) -> list[int]:
+        """The classes whose Dice is off by more."""
+        return [v for v, target in self.targets.items() if abs(self.reached[v] - target) > tolerance]
+
+
+def calibrate(cases: Sequence[Drawn], noise: LabelNoise, targets: Mapping[int, float]) -> Calibration:
+    """Find one strength for each class so that the mean Dice over the cases that hold it is the wanted one.
+
+    Args:
+        cases: their labels are flawed in place: afterwards `label()` gives the result.
+        noise: what the choices were drawn from.
+        targets: wanted Dice in (0, 1] by class; classes without one keep strength 1.
+
+    Returns:
+        Strengths and what they reached; see `Calibration.missed`. No error is raised here.
+    """
+    levels: dict[int, Level] = {}
+    holders = {v: [c for c in cases if v in c.truth.classes] for v in targets}
+    for case in cases:
+        for value in case.truth.classes:
+            case.set_level(value, 1.0)
+    for _ in range(_SWEEPS):
+        for value in (v for v, found in holders.items() if found):
+            measured = _measure(holders[value], value)
+            levels[value] = bisect(measured, targets[value], _strongest(cases, noise), noise.smooth)
+            measured(levels[value])
+        reached = {v: float(np.mean([c.dice(v) for c in found])) for v, found in holders.items() if found}
+        result = Calibration(levels, {v: targets[v] for v in reached}, reached)
+        if not result.missed() or len(reached) == 1:
+            break
+    return result
+
+
+def _measure(cases: Sequence[Drawn], value: int) -> Callable[[Level], float]:
+    def mean_dice(level: Level) -> float:
+        for case in cases:
+            case.set_level(value, level)
+        return float(np.mean([case.dice(value) for case in cases]))
+
+    return mean_dice
+
+
+def _strongest(cases: Sequence[Drawn], noise: LabelNoise) -> float:
+    return max([KINDS[name].max_strength for case in cases for name in _transforms(case.choice)], default=1.0)
+
+
+def _transforms(choice: Any) -> list[str]:
+    """All kinds within a choice: strength is useful as far as the most patient of them goes."""
+    if isinstance(choice, Mapping):
+        own = [choice["transform"]] if "transform" in choice else []
+        return own + [name for inner in choice.values() for name in _transforms(inner)]
+    return [n for inner in choice for n in _transforms(inner)] if isinstance(choice, list) else []
+
+
+def bisect(measured: Callable[[Level], float], target: float, strongest: float, smooth: bool = True) -> Level:
+    """The strength at which a falling figure is `target`.
+
+    Args:
+        measured: the figure at a strength.
+        target: what it shall be.
+        strongest: the largest strength that is tried.
+        smooth: whether part of the last step may be taken, see `maskmend.noise.corrupt.at_level`.
+
+    Returns:
+        A strength, or (low, high, share); the nearest one where the target cannot be reached.
+    """
+    low, high = 0.0, min(1.0, strongest)
+    best = _Best(measured, target)
+    if best.off(low) <= 0:  # others' flaws alone do as much
+        return low
+    while best.off(high) > 0 and high < strongest:
+        low, high = high, min(2 * high, strongest)
+    if best.last > _CLOSE * TOLERANCE:
+        return best.level
+    for _ in range(_HALVINGS):
+        if best.close:
+            return best.level
+        middle = (low + high) / 2
+        low, high = (middle, high) if best.off(middle) > 0 else (low, middle)
+    return _between(best, low, high) if smooth and not best.close else best.level
+
+
+def _between(best: _Best, low: float, high: float) -> Level:
+    first, last = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        share = (first + last) / 2
+        first, last = (share, last) if best.off((low, high, share)) > 0 else (first, share)
+        if best.close:
+            break
+    return best.level
+
+
+class _Best:
+    """Remembers the level whose figure came nearest."""
+
+    def __init__(self, measured: Callable[[Level], float], target: float) -> None:
+        self.measured, self.target = measured, target
+        self.level: Level = 0.0
+        self.nearest = self.last = float("inf")
+
+    @property
+    def close(self) -> bool:
+        return self.nearest <= _CLOSE * TOLERANCE
+
+    def off(self, level: Level) -> float:
+        """How far the figure is above the target."""
+        self.last = self.measured(level) - self.target
+        if abs(self.last) < self.nearest:
+            self.nearest, self.level = abs(self.last), level
+        return self.last
+
+
+def checked_targets(
+    given: float | Mapping[Any, float], names: Mapping[str, int], values: Sequence[int]
+) -> dict[int, float]:
+    """Wanted Dice by class value, from one number for all or numbers by class name.
+
+    Raises:
+        UsageError: outside (0, 1], or a class that is not there.
+    """
+    wanted = dict.fromkeys(values, float(given)) if isinstance(given, int | float) else {}
+    for key, target in given.items() if isinstance(given, Mapping) else ():
+        value = names.get(str(key), int(key) if str(key).isdigit() else -1)
+        if value not in values:
+            known = ", ".join(name for name, v in names.items() if v in values) or str(list(values))
+            raise UsageError(f"no flawed case holds a class {key!r}", "target_dice", f"classes: {known}")
+        wanted[value] = float(target)
+    for target in wanted.values():
+        if not 0 < target <= 1:
+            raise UsageError(f"{target} is not in (0, 1]", "target_dice")
+    return wanted
+
+
+def require(found: Calibration, names: Mapping[str, int]) -> None:
+    """Stop where a target was missed, and say why.
+
+    Raises:
+        UsageError: with the nearest Dice for each class that missed it.
+    """
+    called = {value: name for name, value in names.items()}
+    missed = found.missed()
+    if not missed:
+        return
+    facts = [
+        f"{called.get(v, v)}: {found.targets[v]:g} wanted, {found.reached[v]:.3f} reached" for v in missed
+    ]
+    strong = any(found.reached[v] > found.targets[v] for v in missed)
+    why = (
+        "this noise cannot do more damage than that, at any strength"
+        if strong
+        else "its smallest step does more damage than that, or that of a neighbouring class"
+    )
+    remedy = f"{why}: choose another target, another noise, or targets by class"
+    raise UsageError(f"Dice out of reach ({'; '.join(facts)})", "target_dice", remedy)
+
+
+@dataclass(frozen=True)
+class ToChange(LabelNoise):
+    """A flaw whose strength is set for each case so that a share of the foreground's voxels changes.
+
+    Args:
+        noise: the flaw.
+        share: changed voxels divided by foreground voxels, > 0.
+
+    Example:
+        >>> from maskmend.noise.boundary import Dilate
+        >>> label = np.zeros((60, 60), np.uint8); label[20:40, 20:40] = 1
+        >>> truth = Annotation(label, (1.0, 1.0))
+        >>> choice = ToChange(Dilate((1, 3)), share=0.5).choose(np.random.default_rng(0), truth)
+        >>> round(float((flaw(truth, choice) != label).sum() / label.sum()), 2)
+        0.5
+
+    Source: Li et al., superpixel-guided learning, MICCAI 2021 (changed area 0.5 or 0.7 of the foreground).
+    """
+
+    name = "to_change"
+    noise: LabelNoise
+    share: float = 0.5
+
+    def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
+        """Choose, then bisect the strength."""
+        if not self.share > 0:
+            raise UsageError(f"{self.share} must be above 0", "share")
+        inner = self.noise.choose(rng, annotation)
+        foreground = max(int((annotation.label > 0).sum()), 1)
+
+        def unchanged(level: Level) -> float:
+            return 1 - float((at_level(annotation, inner, level) != annotation.label).sum()) / foreground
+
+        strongest = max(KINDS[name].max_strength for name in _transforms(inner))
+        level = bisect(unchanged, 1 - self.share, strongest, self.noise.smooth)
+        return {"transform": self.name, "choice": inner, "level": level}
+
+    @classmethod
+    def flaw(cls, annotation: Annotation, choice: Mapping[str, Any], strength: float) -> np.ndarray:
+        """Strength scales the one that was found."""
+        level = choice["level"]
+        if isinstance(level, int | float):
+            return flaw(annotation, choice["choice"], strength * level)
+        low, high, share = level
+        scaled: Level = (strength * low, strength * high, share)
+        return at_level(annotation, choice["choice"], scaled)
