@@ -15,19 +15,20 @@ count = pytest.importorskip("cleanlab.count")
 find_label_issues = pytest.importorskip("cleanlab.filter").find_label_issues
 
 
-def noisy_probs(classes: int, n: int = 4000, seed: int = 0):
+def noisy_probs(classes: int, n: int = 4000, seed: int = 0, skill: float = 2.5):
     """A fair classifier's probabilities, and labels of which a fifth moved to the next class."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(classes, n, p=np.linspace(2, 1, classes) / np.linspace(2, 1, classes).sum())
-    logits = rng.normal(size=(n, classes)) + 2.5 * np.eye(classes)[truth]
+    logits = rng.normal(size=(n, classes)) + skill * np.eye(classes)[truth]
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     wrong = rng.random(n) < 0.2
     return probs, np.where(wrong, (truth + 1) % classes, truth), wrong
 
 
+@pytest.mark.parametrize("skill", [2.5, 0.5], ids=["skilled", "often confident of several"])
 @pytest.mark.parametrize("classes", [2, 3, 4])
-def test_joint_is_cleanlabs(classes):
-    probs, label, _ = noisy_probs(classes)
+def test_joint_is_cleanlabs(classes, skill):
+    probs, label, _ = noisy_probs(classes, skill=skill)
     expected = count.compute_confident_joint(label, probs, calibrate=False)
     expected = expected * (np.bincount(label) / expected.sum(1))[:, None]  # cleanlab rounds to whole voxels
     found = cl.confident_joint(torch.tensor(probs), torch.tensor(label), torch.ones(len(label)).double())

@@ -45,7 +45,7 @@ def test_loss_is_supervised_plus_ramped_squared_distance(progress):
 def test_the_gate_opens_from_three_quarters_of_the_largest_entropy_to_all_of_it():
     """A teacher of known probabilities on every voxel: sure on the left, unsure on the right."""
     method = MeanTeacher(toy_network, gate=True, passes=2, input_noise=0.0)
-    nearly = torch.tensor([0.5, 0.3, 0.2])  # entropy 0.937 ln 3
+    nearly = torch.tensor([0.65, 0.175, 0.175])  # entropy 0.810 ln 3
     sharp = torch.tensor([0.9, 0.05, 0.05])  # 0.359 ln 3
 
     def teacher(image):
@@ -58,7 +58,7 @@ def test_the_gate_opens_from_three_quarters_of_the_largest_entropy_to_all_of_it(
     for progress in (0.0, 0.5, 0.9, 1.0):
         share = method.training_step(batch, progress).logs["sure"].item()
         bar = 0.75 + 0.25 * math.exp(-5 * (1 - progress) ** 2)
-        assert share == (1.0 if bar > 0.937 else 0.5)
+        assert share == (1.0 if bar > 0.810 else 0.5)
     assert method.training_step(batch, 1.0).logs["sure"] == 1.0
 
 

@@ -30,7 +30,8 @@ class Sgl(Folds):
         ['judges', 'pseudo']
 
     Source: Zhou, Yu and Shi, MICCAI 2021, arXiv 2103.03451 (sum of the losses on both labels, K folds).
-    Ours: CE + Dice in place of binary CE, all networks in one run rather than one after another, and the defaults of K and `start`.
+    Ours: CE + Dice in place of binary CE, all networks in one run rather than one after another, and the
+    defaults of K and `start`.
     """
 
     family = "label correction"
