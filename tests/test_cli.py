@@ -26,7 +26,7 @@ HEAVY = (
     "PIL",
     "lightning_fabric",
 )
-VERBS = ("demo", "check", "train", "predict", "evaluate", "methods", "doctor")
+VERBS = ("demo", "check", "train", "predict", "evaluate", "benchmark", "methods", "doctor")
 
 
 def loaded_after(code: str) -> set[str]:

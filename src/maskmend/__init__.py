@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskmend import methods
+    from maskmend.benchmark.run import benchmark
     from maskmend.config import Config
     from maskmend.config import load as load_config
     from maskmend.data.case import Case, Dataset
@@ -26,6 +27,7 @@ __all__ = [
     "Method",
     "Run",
     "UserError",
+    "benchmark",
     "check",
     "demo",
     "evaluate",
@@ -54,7 +56,7 @@ _HOMES = {
     "read_label": "data.images",
     "write_label": "data.images",
 }
-_MODULES = ("demo", "evaluate", "methods", "predict", "train")  # callable, but for methods
+_MODULES = ("benchmark", "demo", "evaluate", "methods", "predict", "train")  # callable, but for methods
 
 
 def __getattr__(name: str) -> Any:

@@ -171,22 +171,56 @@ def evaluate(
 
 
 @app.command()
-def methods(
-    name: Annotated[str | None, typer.Argument(help="Method to explain; all are listed without it.")] = None,
+def benchmark(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file, or a preset: smoke, small, literature.")
+    ],
+    out: Out,
+    settings: Settings = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder in which the data sets lie.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Runs at the same time; 0: in this process.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster to use, e.g. auto or HOST:6379.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the ways of learning, or explain one and its settings."""
-    from maskmend.methods import names
-    from maskmend.reference import describe_method, method_facts
+    """Compare methods over data, noise, rates and seeds; the same command again does what is missing."""
+    from maskmend.benchmark.run import benchmark as run_benchmark
 
-    facts = [method_facts(known) for known in ([name] if name else names())]
+    answer = run_benchmark(config, out, data=data, overrides=settings or (), workers=workers, address=address)
+    _print_json(answer) if as_json else print(answer["report"])
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Method to explain; all are listed without it.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the cost here instead of showing the stored one.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the ways of learning with what they need and cost, or explain one and its settings."""
+    from maskmend.methods import names
+    from maskmend.reference import describe_method, method_facts, methods_table
+
+    chosen = [name] if name else names()
+    if measure:
+        from maskmend.benchmark.cost import measure as measure_costs
+
+        costs = measure_costs(chosen)
+        facts = [method_facts(known, costs) for known in chosen]
+    else:
+        facts = [method_facts(known) for known in chosen]
     if as_json:
         _print_json(facts[0] if name else facts)
     elif name:
         print(describe_method(name))
     else:
-        width = max(len(one["name"]) for one in facts)
-        print("\n".join(f"{one['name']:<{width}}  {one['summary']}" for one in facts))
+        _print_rich(methods_table(facts))
 
 
 @app.command()

@@ -3,21 +3,77 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from maskmend import config, methods
 from maskmend.config_text import as_text
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def method_facts(name: str) -> dict[str, Any]:
-    """One method as JSON-ready facts: name, summary, settings with type and default."""
-    method = methods.load(name)
+    from maskmend.methods.base import Method
+
+
+def method_facts(name: str, costs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One method as JSON-ready facts: what it is and needs, what it costs, settings with type and default.
+
+    Args:
+        name: of the method.
+        costs: as `maskmend.benchmark.cost.measure` gives them; None: the stored ones.
+    """
+    from maskmend.benchmark.cost import stored
+
+    method, measured = methods.load(name), costs or stored()
     settings = {
         key: {"type": _annotation(setting), **({} if _required(setting) else {"default": setting.default})}
         for key, setting in methods.settings(method).items()
     }
-    summary = (inspect.getdoc(method) or "").split("\n")[0]
-    return {"name": name, "class": method.__name__, "summary": summary, "settings": settings}
+    return {
+        "name": name,
+        "class": method.__name__,
+        "summary": (inspect.getdoc(method) or "").split("\n")[0],
+        "family": method.family,
+        "networks": networks_held(method),
+        "needs": list(method.needs),
+        "cost": measured["costs"].get(name),
+        "cost_source": measured["source"],
+        "source": method.source,
+        "settings": settings,
+    }
+
+
+def networks_held(method: type[Method]) -> int:
+    """How many networks a method keeps with its default settings, averages included; counted, not declared."""
+    from torch import Tensor, nn
+
+    class Probe(nn.Conv2d):
+        """A network of one layer that can be told from others."""
+
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image)
+
+    make: Any = method
+    built = make(lambda: Probe(1, 2, 1))
+    return sum(isinstance(module, Probe) for module in built.modules())
+
+
+def methods_table(facts: Sequence[Mapping[str, Any]]) -> Table:
+    """The list that `maskmend methods` prints."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "family", "networks", "cost", "needs", "what it does", "source"):
+        table.add_column(column, justify="right" if column in ("networks", "cost") else "left")
+    for one in facts:
+        cost = "" if one["cost"] is None else f"{one['cost']:.2f}"
+        needs = ", ".join(one["needs"])
+        table.add_row(
+            one["name"], one["family"], str(one["networks"]), cost, needs, one["summary"], one["source"]
+        )
+    table.caption = f"cost: of a step, relative to supervised ({facts[0]['cost_source']})"
+    table.caption_justify = "left"
+    return table
 
 
 def describe_method(name: str) -> str:
