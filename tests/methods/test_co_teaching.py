@@ -13,8 +13,8 @@ from tests_variants import keeps_the_contract
 from maskmend.errors import UsageError
 from maskmend.losses import cross_entropy
 from maskmend.methods._noise_rates import contradictions
-from maskmend.methods._peers import keep_easiest, kept_shares
-from maskmend.methods.co_teaching import CoTeaching, symmetric_divergence
+from maskmend.methods._peers import keep_easiest, kept_shares, symmetric_divergence
+from maskmend.methods.co_teaching import CoTeaching
 
 FORGET = {"forget_foreground": 0.2, "forget_background": 0.1}
 

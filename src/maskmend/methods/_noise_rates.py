@@ -77,7 +77,11 @@ class NoiseRates(Method):
 
     def after_revision(self, progress: float) -> None:
         """The counts of all cases become the estimate."""
-        voxels, contradicted = self.case_state.double().sum(dim=0).view(2, -1)
+        self.learn_rates(self.case_state)
+
+    def learn_rates(self, counts: Tensor) -> None:
+        """The estimate from each case's `contradictions`, (N, 2 K)."""
+        voxels, contradicted = counts.double().sum(dim=0).view(2, -1)
         self.noise_rates = (contradicted / voxels.clamp_min(1)).clamp_max(MOST).float()
 
 

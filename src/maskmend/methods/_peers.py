@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from maskmend.errors import UsageError
 from maskmend.losses import ce_dice, cross_entropy, masked_mean
@@ -68,6 +69,27 @@ def kept_loss(logits: Tensor, batch: Batch, keep: Tensor, dice: bool) -> Tensor:
     if dice:
         return ce_dice(logits, batch["label"], keep)
     return masked_mean(cross_entropy(logits, batch["label"]), keep)
+
+
+def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """`KL(p|q) + KL(q|p)` at each voxel for two maps of logits (B, K, *S), as (B, *S)."""
+    log_p, log_q = functional.log_softmax(first, dim=1), functional.log_softmax(second, dim=1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=1)
+
+
+def joint_loss_map(first: Tensor, second: Tensor, batch: Batch, agreement: float) -> Tensor:
+    """JoCoR's loss of two networks at each voxel, (B, *S): `(1 - w)` cross-entropies plus `w` divergence."""
+    both = cross_entropy(first, batch["label"]) + cross_entropy(second, batch["label"])
+    return (1 - agreement) * both + agreement * symmetric_divergence(first, second)
+
+
+def joint_loss(
+    first: Tensor, second: Tensor, batch: Batch, keep: Tensor, agreement: float, dice: bool
+) -> Tensor:
+    """JoCoR's loss over the kept voxels (B, *S), each network's part with Dice or without."""
+    both = kept_loss(first, batch, keep, dice) + kept_loss(second, batch, keep, dice)
+    apart = masked_mean(symmetric_divergence(first, second), keep)
+    return (1 - agreement) * both + agreement * apart
 
 
 def keep_easiest(loss: Tensor, batch: Batch, forget: Tensor, groups: Tensor | None = None) -> Tensor:

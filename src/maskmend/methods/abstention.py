@@ -53,7 +53,6 @@ class Abstention(EmaMethod, NoiseRates):
     """
 
     family = "robust loss"
-    needs = ("noise rate (estimated if not given)",)
     source = "Moustafa et al., MIDL 2026"
 
     def __init__(

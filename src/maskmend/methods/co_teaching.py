@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from maskmend.losses import cross_entropy, masked_mean
-from maskmend.methods._peers import Peers, keep_easiest, kept_loss, kept_shares
+from maskmend.losses import cross_entropy
+from maskmend.methods._peers import Peers, joint_loss, joint_loss_map, keep_easiest, kept_loss, kept_shares
 from maskmend.methods.base import Batch, StepOutput, ramp, within
 
 
@@ -47,7 +45,6 @@ class CoTeaching(Peers):
     """
 
     family = "selecting voxels"
-    needs = ("noise rate (estimated if not given)",)
     source = "Han et al., NeurIPS 2018; Wei et al., CVPR 2020 (JoCoR)"
 
     def __init__(
@@ -83,16 +80,7 @@ class CoTeaching(Peers):
         return StepOutput(loss, kept_shares(easy_for_first, batch))
 
     def _joint_step(self, first: Tensor, second: Tensor, batch: Batch, forget: Tensor) -> StepOutput:
-        apart = symmetric_divergence(first, second)
-        with torch.no_grad():
-            both = cross_entropy(first, batch["label"]) + cross_entropy(second, batch["label"])
-            keep = keep_easiest((1 - self.jocor) * both + self.jocor * apart, batch, forget)
-        loss = sum(kept_loss(logits, batch, keep, self.dice) for logits in (first, second))
-        total = (1 - self.jocor) * loss + self.jocor * masked_mean(apart, keep)
-        return StepOutput(total, {"apart": masked_mean(apart.detach(), keep), **kept_shares(keep, batch)})
-
-
-def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
-    """`KL(p|q) + KL(q|p)` at each voxel for two maps of logits (B, K, *S), as (B, *S)."""
-    log_p, log_q = functional.log_softmax(first, dim=1), functional.log_softmax(second, dim=1)
-    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=1)
+        joint = joint_loss_map(first.detach(), second.detach(), batch, self.jocor)
+        keep = keep_easiest(joint, batch, forget)
+        loss = joint_loss(first, second, batch, keep, self.jocor, self.dice)
+        return StepOutput(loss, kept_shares(keep, batch))

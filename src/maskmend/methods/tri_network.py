@@ -44,7 +44,6 @@ class TriNetwork(Peers):
     """
 
     family = "selecting voxels"
-    needs = ("noise rate (published default, or estimated)",)
     source = "Zhang et al., MICCAI 2020"
 
     def __init__(
