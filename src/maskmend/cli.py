@@ -224,6 +224,47 @@ def methods(
 
 
 @app.command()
+def corrupt(
+    dataset: Annotated[Path | None, typer.Argument(help="Data set folder or CSV manifest.")] = None,
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="Where the flawed copy goes.")] = None,
+    noise: Annotated[str, typer.Option("--noise", help="Preset (see --list), or a YAML file.")] = "mixed",
+    rate: Annotated[float | None, typer.Option(help="Share of the training cases, in [0, 1].")] = None,
+    target_dice: Annotated[
+        str | None, typer.Option(help="Dice that the flawed masks shall keep: 0.8, or liver=0.9,tumour=0.7.")
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Reach it in every case, not on average.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other flaws.")] = 0,
+    classes: Annotated[str | None, typer.Option(help="Flaw these classes only, e.g. tumour.")] = None,
+    layered: Annotated[
+        bool, typer.Option("--layered", help="Higher classes lie on lower ones, as a tumour in a liver.")
+    ] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the presets.")] = False,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a copy of a data set whose training masks are flawed, with the truth beside it."""
+    from maskmend.noise.corrupt_verb import describe, list_presets, run_corrupt
+
+    if listed:
+        facts = list_presets()
+        _print_json(facts) if as_json else print("\n".join(f"{x['name']:<26}{x['summary']}" for x in facts))
+        return
+    if dataset is None or out is None:
+        raise UsageError("needs a data set and -o OUT", None, "see `maskmend corrupt --help`")
+    how: dict[str, Any] = {
+        "target_dice": target_dice,
+        "each": each,
+        "seed": seed,
+        "classes": classes,
+        "layered": layered,
+    }
+    with _counter("flawing") as progress:
+        summary = run_corrupt(dataset, out, noise, rate, overwrite=overwrite, progress=progress, **how)
+    _message(describe(summary))
+    _print_json(summary) if as_json else print(out)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Report versions, devices, memory and disk, and what is missing."""
     from maskmend.doctor import describe, examine

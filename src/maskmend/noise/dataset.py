@@ -7,7 +7,9 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -74,22 +76,35 @@ def corrupt_dataset(
     _claim(found, out, overwrite)
     cases = [case for case in found.cases if case.id in chosen]
     flawed, reached = _flawed(cases, found, recipe)
-    if overwrite and (out / RECORD).is_file():
-        shutil.rmtree(out)
-    records, ways = {}, Counter[str]()
-    for number, case in enumerate(found.cases):
-        ways.update(_link_images(case, out))
-        if case.id in chosen:
-            records[case.id] = _write_case(case, out, *next(flawed))
-        elif case.label is not None:
-            _link(case.label, out / "labels" / f"{case.id}{suffix_of(case.label)}")
-        if progress is not None:
-            progress(number + 1, len(found.cases))
-    _write_json(out / "maskmend.json", _side_file(found, out))
-    named = {"kind": kind} if isinstance(kind, str) else {}
-    record = {"settings": named | recipe.settings(), "summary": _summary(found, records, ways)}
-    _write_json(out / RECORD, record | reached | {"cases": records})
+    with _staged(out) as folder:
+        records, ways = {}, Counter[str]()
+        for number, case in enumerate(found.cases):
+            ways.update(_link_images(case, folder))
+            if case.id in chosen:
+                records[case.id] = _write_case(case, folder, *next(flawed))
+            elif case.label is not None:
+                _link(case.label, folder / "labels" / f"{case.id}{suffix_of(case.label)}")
+            if progress is not None:
+                progress(number + 1, len(found.cases))
+        _write_json(folder / "maskmend.json", _side_file(found, folder))
+        named = {"kind": kind} if isinstance(kind, str) else {}
+        record = {"settings": named | recipe.settings(), "summary": _summary(found, records, ways)}
+        _write_json(folder / RECORD, record | reached | {"cases": records})
     return out
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when all went well: half a data set is never seen."""
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
+        folder = Path(place) / "new"
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
 
 
 def read_noise(spec: str) -> str | dict[str, Any]:
