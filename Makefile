@@ -36,7 +36,7 @@ bench: $(STAMP)
 ifdef NAME
 	$(BIN)/python bench/$(NAME).py $(ARGS)
 else
-	@for file in bench/*.py; do sed -n '1s/"""/  /gp' $$file | sed "s|^|make bench NAME=$$(basename $$file .py)|"; done
+	@for file in $$(grep -l __main__ bench/*.py); do sed -n '1s/"""/  /gp' $$file | sed "s|^|make bench NAME=$$(basename $$file .py)|"; done
 endif
 
 docs: $(STAMP)
