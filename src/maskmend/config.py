@@ -83,6 +83,10 @@ class DataConfig(Section):
         description="Voxel size to resample to, slowest axis first; the median of the data when not given.",
     )
     rater: str | None = Field(default=None, description="Train on the labels of this rater.")
+    raters: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Raters, or patterns such as rater*, for methods that learn from several; all when not given.",
+    )
     max_voxels: Positive = Field(
         default=2**29, description="Refuse a file that claims more voxels than this."
     )

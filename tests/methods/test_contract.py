@@ -20,6 +20,7 @@ def make(name: str, ndim: int = 2):
     torch.manual_seed(0)
     method = methods.load(name)(lambda: toy_network(ndim))
     method.begin(4, [0, 2] if "trusted" in method.needs else [])
+    method.begin_raters(3, 3)
     return method
 
 
@@ -30,7 +31,7 @@ def trust_half(method, batch):
 
 def revised(name: str, ndim: int = 2):
     """A method after its first look at every case, and the batch with what it remembers."""
-    method, batch = make(name, ndim), toy_batch(ndim)
+    method, batch = make(name, ndim), toy_batch(ndim, raters=True)
     trust_half(method, batch)
     for step in range(12):  # a teacher that has seen something
         train_once(method, batch, 0.01 * step)
@@ -82,6 +83,7 @@ def test_ignored_voxels_change_neither_loss_nor_gradient(name):
     method, batch = revised(name)
     before = outcome(method, batch)
     batch["label"] = torch.where(batch["valid"], batch["label"], 250)
+    batch["raters"] = torch.where(batch["valid"].unsqueeze(1), batch["raters"], 250)
     after = outcome(method, batch)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -105,7 +107,7 @@ def test_an_all_ignored_batch_costs_nothing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_over_fits_one_clean_batch(name):
-    method, batch = make(name), toy_batch()
+    method, batch = make(name), toy_batch(raters=True)
     trust_half(method, batch)
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=0.03)
     for _ in range(120):

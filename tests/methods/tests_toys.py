@@ -24,7 +24,9 @@ def toy_network(ndim: int = 2) -> nn.Module:
     return ToyNetwork(ndim)
 
 
-def toy_batch(ndim: int = 2, memory: bool = False, size: int = 12, batch: int = 4) -> dict:
+def toy_batch(
+    ndim: int = 2, memory: bool = False, size: int = 12, batch: int = 4, raters: bool = False
+) -> dict:
     """Images whose classes are bands of intensity, so that the toy network can learn them."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch, *[size] * ndim)
@@ -40,4 +42,16 @@ def toy_batch(ndim: int = 2, memory: bool = False, size: int = 12, batch: int = 
     }  # fmt: skip
     if memory:
         result["memory"] = torch.rand((batch, CLASSES, *shape[1:]), generator=generator).mul(3).softmax(1)
+    if raters:
+        result |= toy_raters(label, valid)
     return result
+
+
+def toy_raters(label: Tensor, valid: Tensor) -> dict:
+    """Three raters: one is right, one draws a class one voxel too wide, one is right but left out half of the cases."""
+    wide = torch.where((label == 0) & (label.roll(-1, -1) == 1), 1, label)
+    votes = torch.stack([label, wide, label], dim=1).masked_fill(~valid.unsqueeze(1), -1)
+    rated = torch.ones(votes.shape[:2], dtype=torch.bool)
+    rated[::2, 2] = False
+    votes[~rated] = -1
+    return {"raters": votes, "rated": rated}

@@ -166,8 +166,8 @@ def choose(
 def apply(batch: Batch, choices: Sequence[Choice]) -> Batch:
     """Carry out one choice per sample, on the device of the batch; samples that do not move stay bit for bit.
 
-    Images and `memory` are interpolated linearly, labels and `valid` by nearest voxel. What comes from
-    outside the patch has image 0, label 0, valid False and background as memory.
+    Images and `memory` are interpolated linearly, labels, `valid` and `raters` by nearest voxel. What comes
+    from outside the patch has image 0, label 0, valid False, background as memory and -1 for every rater.
 
     Args:
         batch: left as it is; tensors that do not change are shared with the result.
@@ -234,10 +234,17 @@ def _move(batch: Batch, moving: list[int], choices: list[Choice]) -> None:
         image = torch.cat([image, memory if every else memory[rows]], dim=1)
     smooth = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     # Label and valid travel as one map: 0 is "not valid", which is also what lies outside.
-    code = ((label + 1) * valid).to(image.dtype).unsqueeze(1)
-    code = F.grid_sample(code, grid, mode="nearest", padding_mode="zeros", align_corners=False).squeeze(1)
+    code = ((label + 1) * valid).unsqueeze(1)
+    raters = batch.get("raters")
+    if raters is not None:
+        code = torch.cat([code, (raters if every else raters[rows]) + 1], dim=1)
+    code = F.grid_sample(
+        code.to(image.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
     code = code.round().long()
-    moved = {"image": smooth[:, :channels], "label": (code - 1).clamp_(min=0), "valid": code > 0}
+    moved = {"image": smooth[:, :channels], "label": (code[:, 0] - 1).clamp_(min=0), "valid": code[:, 0] > 0}
+    if raters is not None:
+        moved["raters"] = code[:, 1:] - 1
     if memory is not None:
         moved["memory"] = _as_probabilities(smooth[:, channels:])
     for name, values in moved.items():

@@ -20,7 +20,8 @@ import numpy as np
 from maskmend.data.case import Case
 from maskmend.data.images import read_image, read_label
 from maskmend.data.plan import Plan
-from maskmend.data.preprocess import Inverse, Prepared, prepare
+from maskmend.data.preprocess import Inverse, Prepared, label_and_valid, prepare
+from maskmend.data.raters import Raters, fused
 from maskmend.errors import DataError, ResourceError
 
 FORMAT = 1  # raise it when prepared arrays change for the same plan; old entries are then simply not found
@@ -41,6 +42,7 @@ class _Entry:
     inverse: Inverse
     places: list[np.ndarray]  # positions (N, ndim) int32 of each foreground class that occurs
     arrays: Prepared | None = None
+    rows: tuple[int, ...] = ()  # which of the run's raters drew the case
 
 
 class Cache:
@@ -51,8 +53,10 @@ class Cache:
     same time: each writes into a folder of its own and renames it, and the later one uses the winner's.
     """
 
-    def __init__(self, entries: Sequence[_Entry], plan: Plan, folder: Path | None) -> None:
-        self._entries, self.plan, self.folder = list(entries), plan, folder
+    def __init__(
+        self, entries: Sequence[_Entry], plan: Plan, folder: Path | None, raters: tuple[str, ...] = ()
+    ) -> None:
+        self._entries, self.plan, self.folder, self.raters = list(entries), plan, folder, raters
         self._opened: dict[int, Prepared] = {}
 
     @classmethod
@@ -63,6 +67,7 @@ class Cache:
         folder: Path | None,
         *,
         labels: Callable[[Case], Path | None] | None = None,
+        raters: Raters | None = None,
         progress: Callable[[Sequence[Case]], Iterable[Case]] | None = None,
         max_voxels: int | None = None,
         in_ram_bytes: int = IN_RAM_BYTES,
@@ -74,6 +79,7 @@ class Cache:
             plan: how to prepare them.
             folder: where prepared cases lie; None keeps everything in memory.
             labels: which label file of a case to use; the given label by default, None for no label.
+            raters: keep the masks of these raters and make the label of them, once; a trusted case keeps its own.
             progress: wraps the cases to show how far along they are, e.g. `progress.track`.
             max_voxels: refuse files that claim more.
             in_ram_bytes: a data set whose prepared arrays are smaller is held in memory.
@@ -88,9 +94,9 @@ class Cache:
         limits: dict[str, Any] = {} if max_voxels is None else {"max_voxels": max_voxels}
         entries = []
         for case in progress(cases) if progress else cases:
-            label = labels(case) if labels else case.label
-            entries.append(_entry(case, label, plan, folder, limits))
-        cache = cls(entries, plan, folder)
+            label = labels(case) if labels else _own_label(case, raters)
+            entries.append(_entry(case, label, plan, folder, limits, raters))
+        cache = cls(entries, plan, folder, raters.names if raters else ())
         if folder is not None and cache.nbytes <= in_ram_bytes:
             cache._entries = [replace(e, arrays=_load(folder / e.key, e.inverse, None)) for e in entries]
         return cache
@@ -128,11 +134,15 @@ class Cache:
     def nbytes(self) -> int:
         """Size of all prepared arrays if none has a `valid` map, in bytes."""
         per_voxel = 4 * self.plan.in_channels + 1
-        return sum(per_voxel * math.prod(entry.inverse.prepared) for entry in self._entries)
+        return sum((per_voxel + len(e.rows)) * math.prod(e.inverse.prepared) for e in self._entries)
 
     def case(self, number: int) -> Case:
         """The case behind a number."""
         return self._entries[number].case
+
+    def rows(self, number: int) -> tuple[int, ...]:
+        """Which of `raters` drew a case, in the order of its `Prepared.raters`."""
+        return self._entries[number].rows
 
     def shape(self, number: int) -> tuple[int, ...]:
         """Spatial shape of a prepared case, without opening it."""
@@ -148,7 +158,7 @@ class Cache:
         return sum(math.prod(-(-n // p) for n, p in zip(shape, patch, strict=True)) for shape in shapes)
 
 
-def content_key(case: Case, label: Path | None, plan: Plan) -> str:
+def content_key(case: Case, label: Path | None, plan: Plan, raters: Raters | None = None) -> str:
     """Hash of everything that a prepared case depends on: file contents, and how the plan treats them."""
     relevant = plan.model_dump(
         mode="json",
@@ -160,7 +170,25 @@ def content_key(case: Case, label: Path | None, plan: Plan) -> str:
         for path in paths:
             parts.append(f"{role} {path.suffix if path else None}".encode())
             parts += [_file_digest(file) for file in _files(path)]
+    if raters is not None:
+        parts.append(f"raters {raters.key}".encode())
+        for name, path in _drawn(case, raters):
+            parts.append(f"rater {name} {path.suffix}".encode())
+            parts += [_file_digest(file) for file in _files(path)]
     return _digest(*parts)
+
+
+def _drawn(case: Case, raters: Raters | None) -> list[tuple[str, Path]]:
+    """The masks of one case that count, in the order of the run's raters."""
+    return [(name, case.raters[name]) for name in raters.names if name in case.raters] if raters else []
+
+
+def _own_label(case: Case, raters: Raters | None) -> Path | None:
+    """The label that is learnt as it is: the given one, but of several raters' cases only a trusted one."""
+    if raters is None:
+        return case.label
+    own = case.trusted and case.label not in case.raters.values()
+    return case.label if own else None
 
 
 def _files(path: Path | None) -> list[Path]:
@@ -191,24 +219,39 @@ def _digest(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _entry(case: Case, label: Path | None, plan: Plan, folder: Path | None, limits: dict[str, Any]) -> _Entry:
-    key = content_key(case, label, plan)
+def _entry(
+    case: Case,
+    label: Path | None,
+    plan: Plan,
+    folder: Path | None,
+    limits: dict[str, Any],
+    raters: Raters | None,
+) -> _Entry:
+    key = content_key(case, label, plan, raters)
+    rows = tuple(raters.names.index(name) for name, _ in _drawn(case, raters)) if raters else ()
     if folder is not None and (found := _find(folder / key)):
         inverse, voxels = found
-        return _Entry(case, key, inverse, _positions(voxels))
-    prepared = _prepare(case, label, plan, limits)
+        return _Entry(case, key, inverse, _positions(voxels), rows=rows)
+    prepared = _prepare(case, label, plan, limits, raters)
     voxels = _sample_voxels(prepared, plan)
     if folder is None:
-        return _Entry(case, key, prepared.inverse, _positions(voxels), prepared)
+        return _Entry(case, key, prepared.inverse, _positions(voxels), prepared, rows)
     _store(folder, key, prepared, voxels)
-    return _Entry(case, key, prepared.inverse, _positions(voxels))
+    return _Entry(case, key, prepared.inverse, _positions(voxels), rows=rows)
 
 
-def _prepare(case: Case, label: Path | None, plan: Plan, limits: dict[str, Any]) -> Prepared:
+def _prepare(
+    case: Case, label: Path | None, plan: Plan, limits: dict[str, Any], raters: Raters | None
+) -> Prepared:
     image, geometry = read_image(case.images, channels=plan.in_channels, **limits)
     classes = None if label is None else read_label(label, **limits)[0]
     mask = None if case.ignore is None else read_label(case.ignore, **limits)[0]
-    return prepare(image, classes, geometry, plan, ignore_mask=mask, where=case.id)
+    masks = [read_label(path, **limits)[0] for _, path in _drawn(case, raters)]
+    prepared = prepare(image, classes, geometry, plan, ignore_mask=mask, raters=masks, where=case.id)
+    if raters is None or prepared.label is not None or prepared.raters is None:
+        return prepared
+    label_map, valid = label_and_valid(fused(prepared.raters, plan.num_classes, raters.fuse))
+    return replace(prepared, label=label_map, valid=valid)
 
 
 def _sample_voxels(prepared: Prepared, plan: Plan) -> np.ndarray:
@@ -236,7 +279,9 @@ def _find(entry: Path) -> tuple[Inverse, np.ndarray] | None:
         facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
         box = tuple((start, stop) for start, stop in facts["box"])
         inverse = Inverse(tuple(facts["shape"]), box, tuple(facts["prepared"]))
-        _load(entry, inverse, "r")  # memory-mapping a file that was cut short fails
+        held = _load(entry, inverse, "r")  # memory-mapping a file that was cut short fails
+        if (0 if held.raters is None else len(held.raters)) != facts.get("raters", 0):
+            raise ValueError(f"{entry} lacks masks of raters")
         return inverse, np.load(entry / "voxels.npy")
     except (OSError, ValueError, KeyError, EOFError):
         away = entry.with_name(f".damaged-{secrets.token_hex(6)}")
@@ -250,25 +295,28 @@ def _find(entry: Path) -> tuple[Inverse, np.ndarray] | None:
 
 def _load(entry: Path, inverse: Inverse, mode: Any) -> Prepared:
     arrays: dict[str, Any] = {}
-    for name in ("image", "label", "valid"):
+    for name in ("image", "label", "valid", "raters"):
         path = entry / f"{name}.npy"
         arrays[name] = np.load(path, mmap_mode=mode) if path.exists() else None
         if arrays[name] is not None and arrays[name].shape[-len(inverse.prepared) :] != inverse.prepared:
             raise ValueError(f"{path} does not fit its entry")
     if arrays["image"] is None:
         raise ValueError(f"{entry} holds no image")
-    return Prepared(arrays["image"], arrays["label"], arrays["valid"], inverse)
+    return Prepared(arrays["image"], arrays["label"], arrays["valid"], inverse, arrays["raters"])
 
 
 def _store(folder: Path, key: str, prepared: Prepared, voxels: np.ndarray) -> None:
     temporary = folder / f".{key}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
         temporary.mkdir()
-        for name, array in (("image", prepared.image), ("label", prepared.label), ("valid", prepared.valid)):
-            if array is not None:
+        for name in ("image", "label", "valid", "raters"):
+            if (array := getattr(prepared, name)) is not None:
                 np.save(temporary / f"{name}.npy", array)
         np.save(temporary / "voxels.npy", voxels)
-        (temporary / "facts.json").write_text(json.dumps(asdict(prepared.inverse)), encoding="utf-8")
+        facts = asdict(prepared.inverse)
+        if prepared.raters is not None:
+            facts["raters"] = len(prepared.raters)
+        (temporary / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         try:
             os.rename(temporary, folder / key)
         except OSError:

@@ -104,7 +104,7 @@ def _find(source: Dataset | Path | str, data: DataConfig | None) -> tuple[Datase
         return source, []
     from maskmend.data.dataset import find_cases
 
-    keys = ("layout", "labels", "ignore", "channels", "spacing_mm", "rater")
+    keys = ("layout", "labels", "ignore", "channels", "spacing_mm", "rater", "raters")
     options = {key: getattr(data, key) for key in keys if getattr(data, key, None) is not None}
     try:
         return find_cases(Path(source), **options), []

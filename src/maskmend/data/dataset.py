@@ -13,6 +13,7 @@ from maskmend.data.formats import suffix_of
 from maskmend.data.layouts import Found, detect, find_folders, find_msd, find_nnunet
 from maskmend.data.listing import image_files
 from maskmend.data.manifest import find_csv, is_manifest
+from maskmend.data.raters import chosen_raters
 from maskmend.data.sidefile import DATASET_NAME, SIDE_NAME, SideFile, load_side
 from maskmend.errors import DataError, UsageError, unknown
 
@@ -36,6 +37,7 @@ def find_cases(
     need_labels: bool = True,
     need_images: bool = True,
     rater: str | None = None,
+    raters: Sequence[str] | None = None,
 ) -> Dataset:
     """Find the cases of a data set; file names and JSON are read, no pixels.
 
@@ -51,6 +53,7 @@ def find_cases(
         need_labels: every training case must have a label; False for prediction.
         need_images: False to compare labels alone; cases then have no images where there are none.
         rater: take this rater's labels as the given ones; cases that the rater left out are dropped.
+        raters: learn from several raters, see `with_raters`.
 
     Raises:
         UsageError: nothing there, or no layout fits.
@@ -65,7 +68,9 @@ def find_cases(
         raise _nothing(path, "holds no cases")
     cases = _completed(found.cases, side, root)
     _check_ids(cases, root)
-    cases = _of_rater(cases, rater, root, need_labels)
+    if rater and raters:
+        raise UsageError("one rater and several were asked for", "data.rater, data.raters", "leave one out")
+    cases = _of_raters(cases, raters, root) if raters else _of_rater(cases, rater, root, need_labels)
     _check_pairs(cases, found.orphans, root, need_labels, need_images)
     values, unlabelled = _classes(labels or side.labels or found.labels)
     return Dataset(
@@ -202,7 +207,9 @@ def _of_rater(cases: Sequence[Case], rater: str | None, root: Path, need_labels:
     if need_labels and raters and not any(case.label for case in cases):
         listed = ", ".join(raters)
         raise UsageError(
-            "has labels by rater only", root, f"choose whose to learn from: data.rater= one of {listed}"
+            "has labels by rater only",
+            root,
+            f"choose whose to learn from: data.rater= one of {listed}; or a method that learns from several raters",
         )
     return list(cases)
 
@@ -212,6 +219,38 @@ def _relabelled(case: Case, rater: str) -> Case:
     if case.split == "test" and case.label is not None:
         return case
     return replace(case, label=case.raters.get(rater))
+
+
+def with_raters(dataset: Dataset, wanted: Sequence[str]) -> Dataset:
+    """The data set as several raters drew it.
+
+    Training cases keep the masks of the chosen raters; cases that none of them drew are dropped. The given label
+    is for testing then and does not take part, except where a case is trusted: elsewhere the first rater's mask
+    stands in its place, where one label suffices (statistics of the data). Test cases keep their label.
+
+    Args:
+        dataset: as found.
+        wanted: rater names, or patterns such as `rater*`.
+
+    Raises:
+        UsageError: an unknown name, or fewer than two raters.
+    """
+    return replace(dataset, cases=tuple(_of_raters(dataset.cases, wanted, dataset.root)))
+
+
+def _of_raters(cases: Sequence[Case], wanted: Sequence[str], root: Path) -> list[Case]:
+    known = sorted({name for case in cases if case.split == "train" for name in case.raters})
+    names = chosen_raters(known, wanted, root)
+    kept = [
+        replace(case, raters={name: case.raters[name] for name in names if name in case.raters})
+        for case in cases
+    ]
+    own = {case.id for case in kept if case.split == "test" or (case.trusted and case.label)}
+    undrawn = [case.id for case in kept if not case.raters and case.id not in own]
+    if undrawn:
+        _log.warning("%s: left out, drawn by none of the raters: %s", root, _first(undrawn))
+    drawn = [case for case in kept if case.raters or case.id in own]
+    return [case if case.id in own else _relabelled(case, min(case.raters)) for case in drawn]
 
 
 def _check_pairs(

@@ -88,12 +88,15 @@ class Prepared:
         valid: (*P) bool, False where the label says "ignore"; None when all of the label counts, or
             when there is no label.
         inverse: the way back.
+        raters: (n, *P) uint8, the masks of the raters who drew this case, `IGNORED` where one left a voxel out;
+            None unless several raters are learnt from.
     """
 
     image: np.ndarray
     label: np.ndarray | None
     valid: np.ndarray | None
     inverse: Inverse
+    raters: np.ndarray | None = None
 
 
 def prepare(
@@ -103,6 +106,7 @@ def prepare(
     plan: Plan,
     *,
     ignore_mask: np.ndarray | None = None,
+    raters: Sequence[np.ndarray] = (),
     where: object = None,
 ) -> Prepared:
     """Bring one case to the plan's grid and intensities.
@@ -113,12 +117,13 @@ def prepare(
         geometry: of the image; its spacing counts unless the plan overrides it.
         plan: what to do.
         ignore_mask: (*S), non-zero where the label must not be used.
+        raters: further labels (*S) of the same case.
         where: case or file, for error messages.
 
     Raises:
         DataError: channels, dimension or shapes do not fit, or the label holds an unknown value.
     """
-    _check_shapes(image, label, ignore_mask, plan, where)
+    _check_shapes(image, label, ignore_mask, raters, plan, where)
     clean = np.stack([finite(channel) for channel in np.asarray(image, dtype=np.float32)])
     box = nonzero_box(clean) if plan.crop else tuple((0, n) for n in clean.shape[1:])
     kept = tuple(slice(start, stop) for start, stop in box)
@@ -129,17 +134,26 @@ def prepare(
     pixels = normalise(clean[everywhere], plan.channels, nonzero_only=plan.crop)
     inverse = Inverse(tuple(clean.shape[1:]), box, grid)
     pixels = np.ascontiguousarray(resample(pixels, grid))
+
+    def prepared(mask: np.ndarray) -> np.ndarray:
+        classes = classes_of(mask, plan, where=where)
+        if ignore_mask is not None:
+            classes[np.asarray(ignore_mask) != 0] = IGNORED
+        return np.ascontiguousarray(resample_label(classes[kept], grid))
+
+    stack = np.stack([prepared(mask) for mask in raters]) if raters else None
     if label is None:
-        return Prepared(pixels, None, None, inverse)
-    classes = classes_of(label, plan, where=where)
-    if ignore_mask is not None:
-        classes[np.asarray(ignore_mask) != 0] = IGNORED
-    classes = np.ascontiguousarray(resample_label(classes[kept], grid))
+        return Prepared(pixels, None, None, inverse, stack)
+    return Prepared(pixels, *label_and_valid(prepared(label)), inverse, stack)
+
+
+def label_and_valid(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Class indices with 0 in place of `IGNORED`, and where they count (None: everywhere)."""
     valid = classes != IGNORED
     if valid.all():
-        return Prepared(pixels, classes, None, inverse)
+        return classes, None
     classes[~valid] = 0
-    return Prepared(pixels, classes, valid, inverse)
+    return classes, valid
 
 
 def classes_of(label: np.ndarray, plan: Plan, *, where: object = None) -> np.ndarray:
@@ -251,13 +265,19 @@ def resample_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def _check_shapes(
-    image: np.ndarray, label: np.ndarray | None, ignore_mask: np.ndarray | None, plan: Plan, where: object
+    image: np.ndarray,
+    label: np.ndarray | None,
+    ignore_mask: np.ndarray | None,
+    raters: Sequence[np.ndarray],
+    plan: Plan,
+    where: object,
 ) -> None:
     if image.ndim != plan.ndim + 1:
         raise DataError(f"image is {image.ndim - 1}-D; this run works on {plan.ndim}-D images", where)
     if len(image) != plan.in_channels:
         names = ", ".join(channel.name for channel in plan.channels)
         raise DataError(f"{len(image)} channel(s); {plan.in_channels} are expected ({names})", where)
-    for name, array in (("label", label), ("ignore mask", ignore_mask)):
+    masks = (("label", label), ("ignore mask", ignore_mask), *(("rater's label", mask) for mask in raters))
+    for name, array in masks:
         if array is not None and array.shape != image.shape[1:]:
             raise DataError(f"image is {image.shape[1:]}, {name} is {array.shape}", where)

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from maskmend.data.cache import Cache
+from maskmend.data.preprocess import IGNORED
 
 if TYPE_CHECKING:
     from maskmend.methods.base import Batch
@@ -41,6 +42,9 @@ class Sample:
         start: first voxel of the patch in the case; negative where the patch is larger than the case.
         memory: (K, *S) float32, background outside the case; None when nothing is remembered.
         classes: K.
+        raters: (R, *S) uint8 class indices of all raters of the run, `IGNORED` outside the case, where a rater
+            left a voxel out and for raters who did not draw the case; None in a run with one label per case.
+        rated: (R,) bool, who drew the case.
     """
 
     image: np.ndarray
@@ -52,6 +56,8 @@ class Sample:
     start: tuple[int, ...]
     memory: np.ndarray | None
     classes: int
+    raters: np.ndarray | None = None
+    rated: np.ndarray | None = None
 
 
 def generator(seed: int, epoch: int, index: int, stream: str) -> np.random.Generator:
@@ -109,6 +115,7 @@ def draw(
     case, prepared = cache.case(number), cache[number]
     label, valid = _label(prepared.label, prepared.valid, start, patch)
     remembered = memory(number) if memory is not None else None
+    raters, rated = _raters(cache, number, start, patch) if cache.raters else (None, None)
     return Sample(
         image=window(prepared.image, start, patch),
         label=label,
@@ -119,6 +126,8 @@ def draw(
         start=start,
         memory=None if remembered is None else _memory(np.asarray(remembered), start, patch),
         classes=cache.plan.num_classes,
+        raters=raters,
+        rated=rated,
     )
 
 
@@ -153,6 +162,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     if any(s.memory is not None for s in samples):
         maps = [_as_map(s) if s.memory is None else s.memory for s in samples]
         batch["memory"] = torch.from_numpy(np.stack(maps))
+    if all(s.raters is not None and s.rated is not None for s in samples):
+        votes = torch.from_numpy(np.stack([s.raters for s in samples if s.raters is not None])).long()
+        batch["raters"] = votes.masked_fill_(votes == IGNORED, -1)
+        batch["rated"] = torch.from_numpy(np.stack([s.rated for s in samples if s.rated is not None]))
     return batch
 
 
@@ -237,6 +250,18 @@ def _label(
         valid = np.ones(patch if inside else label.shape, bool)
         return window(label, start, patch), valid if inside else window(valid, start, patch)
     return window(label, start, patch), window(valid, start, patch)
+
+
+def _raters(
+    cache: Cache, number: int, start: Sequence[int], patch: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The patch of every rater of the run, (R, *patch), and which of them drew the case, (R,)."""
+    rows, masks = list(cache.rows(number)), cache[number].raters
+    whole = np.full((len(cache.raters), *patch), IGNORED, np.uint8)
+    rated = np.zeros(len(cache.raters), bool)
+    if masks is not None:
+        whole[rows], rated[rows] = window(masks, start, patch, fill=IGNORED), True
+    return whole, rated
 
 
 def _memory(remembered: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarray:

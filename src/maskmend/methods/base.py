@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from maskmend.data.raters import majority
 from maskmend.errors import UsageError
 
 
@@ -33,9 +35,14 @@ class Batch(_Always, total=False):
     trusted: (B,) bool. case: ids. index: (B,) long, the number of each case in the training set.
     memory: (B, K, *S) float, what the method last remembered of the case, cropped and augmented with it;
     absent until the first revision.
+    raters: (B, R, *S) long, for methods that need raters: what each of them drew, moved with the label; -1 outside the
+    case, where a rater says "ignore", and in cases that a rater did not draw. rated: (B, R) bool, who drew the case.
+    The label is then what `fuse` made of the raters' masks, or a trusted case's own.
     """
 
     memory: Tensor
+    raters: Tensor
+    rated: Tensor
 
 
 @dataclass
@@ -77,6 +84,22 @@ class Method(nn.Module):
         """Called once before training with the number of training cases N and the numbers of the trusted ones."""
         self.trusted_cases = frozenset(trusted)
         self.case_state = torch.zeros(cases, 0, device=self.case_state.device)
+
+    def begin_raters(self, raters: int, classes: int) -> None:
+        """Called once before training, and before a state is loaded, when several raters are learnt from."""
+
+    def fuse(self, votes: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
+        """The label that the raters' votes on a case amount to; called once per case, before training.
+
+        Args:
+            votes: the combinations of votes that occur in the case, (Q, R) class indices, 255 for no vote.
+            counts: on how many voxels each of them occurs, (Q,).
+            classes: K.
+
+        Returns:
+            The class index of each combination, (Q,).
+        """
+        return majority(votes, counts, classes)
 
     def keep(self, index: int, figures: Tensor) -> None:
         """Store figures (F,) about one case in row `index` of `case_state` (N, F); F is the same for all cases."""

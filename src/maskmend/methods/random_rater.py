@@ -28,13 +28,13 @@ class RandomRater(EmaMethod):
         >>> method.training_step(toy_batch(ndim=2, raters=True), progress=0.5).loss.item() > 0
         True
 
-    Source: Jensen et al., MICCAI 2019, arXiv 1906.02415 (label sampling). A trusted case is learnt from its own label
+    Source: Jensen et al., MICCAI 2019 (label sampling). A trusted case is learnt from its own label
     (ours), and the Dice term is this package's usual loss.
     """
 
     family = "several raters"
     needs = ("raters",)
-    source = "Jensen et al., MICCAI 2019, arXiv 1906.02415"
+    source = "Jensen et al., MICCAI 2019"
 
     def __init__(self, make_network: Callable[[], nn.Module], *, ema: float = 0.99) -> None:
         super().__init__(make_network, ema)

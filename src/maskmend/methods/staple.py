@@ -38,7 +38,7 @@ class Staple(EmaMethod):
         array([0, 1, 1, 0])
 
     Source: Warfield et al., IEEE TMI 2004 (one confusion matrix per rater over all classes, a spatially constant prior
-    from the votes). `consensus=False` follows Rohlfing et al., IPMI 2003. A rater who left a voxel out counts as
+    from the votes). `consensus=False` is known as ignoring consensus voxels. A rater who left a voxel out counts as
     silent there, and of equally likely classes the one of the lower index is taken (ours).
     """
 

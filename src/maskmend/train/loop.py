@@ -63,6 +63,8 @@ def fit(fabric: Fabric, job: Job) -> None:
     torch.manual_seed(train.seed)
     method = job.make_method()
     method.begin(len(job.cache), [i for i, case in enumerate(job.cache.cases) if case.trusted])
+    if job.cache.raters:
+        method.begin_raters(len(job.cache.raters), job.plan.num_classes)
     optimizer = _optimizer(method, train.lr, train.weight_decay)
     state = checkpoint.load(job.folder)
     if state is not None:

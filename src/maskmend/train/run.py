@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import platform
 import shutil
@@ -24,9 +26,10 @@ from maskmend.data.atomic import atomic_write, write_text
 from maskmend.data.cache import Cache
 from maskmend.data.case import Case, Dataset
 from maskmend.data.check import check
-from maskmend.data.dataset import split
+from maskmend.data.dataset import split, with_raters
 from maskmend.data.fingerprint import Fingerprint, fingerprint
 from maskmend.data.plan import Plan, make_plan
+from maskmend.data.raters import Raters
 from maskmend.errors import UsageError
 from maskmend.methods.base import Method
 from maskmend.progress import message, track
@@ -184,7 +187,10 @@ def _train_locked(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     engine.announce(config.device)
-    result = check(source, data=config.data, quick=True)
+    wanted = _wanted_raters(config)
+    if wanted and isinstance(source, Dataset):
+        source = with_raters(source, wanted)
+    result = check(source, data=config.data.model_copy(update={"raters": wanted}), quick=True)
     result.raise_errors()
     for finding in result.warnings[:5]:
         message(f"warning: {finding.line()}")
@@ -194,9 +200,13 @@ def _train_locked(
     plan = _planned(dataset, cases, out, config, resume)
     _refuse_missing_needs(config, cases, plan)
     cache_folder = config.data.cache or out / "cache"
-    cache = Cache.open(cases, plan, cache_folder, progress=partial(track, description="preparing"))
-    held = Cache.open(held_out, plan, cache_folder) if held_out else None
+    raters = _raters(config, plan, dataset) if wanted else None
+    shown = partial(track, description="preparing")
+    cache = Cache.open(cases, plan, cache_folder, raters=raters, progress=shown)
+    held = Cache.open(held_out, plan, cache_folder, raters=raters) if held_out else None
     run_facts = _facts(config, cache, command, len(cases), len(held_out))
+    if raters:
+        run_facts["raters"] = list(raters.names)
     if resume and _refuse_changes(out, config, run_facts):
         return Run.open(out)
     write_text(out / CONFIG, dump(config))
@@ -271,6 +281,29 @@ def _refuse_missing_needs(config: Config, cases: tuple[Case, ...], plan: Plan) -
             f"{name} mixes trusted and other cases in every batch, but a process gets {each} of {plan.batch}"
         )
         raise UsageError(fact, "train.batch", f"train.batch={2 * config.train.processes} or more")
+
+
+def _wanted_raters(config: Config) -> list[str] | None:
+    """Whose masks to learn from, when the method learns from several raters."""
+    if "raters" not in methods.load(config.method.name).needs:
+        return None
+    if config.data.rater:
+        fact = f"{config.method.name} learns from several raters, data.rater chooses one"
+        raise UsageError(fact, "data.rater", "leave it out, or choose several with data.raters=[...]")
+    return config.data.raters or ["*"]
+
+
+def _raters(config: Config, plan: Plan, dataset: Dataset) -> Raters:
+    """The raters of the run and the method's way of making one label of them."""
+    names = tuple(sorted({name for case in dataset.train for name in case.raters}))
+    method = build_method(config, plan)
+    kind = type(method)
+    if kind.fuse is Method.fuse:
+        return Raters(names)
+    # The label depends on the rule's settings, and a rule of the user's own changes while it is developed.
+    code = hashlib.blake2b(Path(inspect.getfile(kind)).read_bytes(), digest_size=8).hexdigest()
+    key = f"{config.method.name} {json.dumps(method_settings(config), sort_keys=True)} {code}"
+    return Raters(names, method.fuse, key)
 
 
 def _with_rater(case: Case, rater: str) -> Case:
