@@ -120,6 +120,16 @@ def test_patches_of_wrong_labels_are_mended_but_trusted_cases_are_not():
     assert memory[1] is None
 
 
+def test_believed_superpixels_keep_their_labels():
+    """With no flaws expected nothing changes, although the network of this test knows nothing."""
+    torch.manual_seed(0)
+    none = {"forget_foreground": 0.0, "forget_background": 0.0}
+    method, batch = SuperpixelGuided(toy_network, voxels=9, relabel_from=0.5, **none), toy_batch()
+    method.begin(4)
+    memory = look(method, batch, 0.6, look(method, batch, 0.5, [None] * 4))
+    assert torch.equal(torch.stack(memory).argmax(1)[batch["valid"]], batch["label"][batch["valid"]])
+
+
 def test_the_mended_mask_is_what_is_learnt():
     torch.manual_seed(0)
     method, batch = SuperpixelGuided(toy_network, voxels=9, **FORGET), toy_batch(memory=True)

@@ -35,7 +35,7 @@ class Abstention(EmaMethod, NoiseRates):
         loss: `L`: "ce_dice", "dice" (as ADS), "ce" (as the first abstaining classifier), "gce" or "sce". In the
             Dice loss voxels count by `1 - a`.
         noise_foreground: `eta` for voxels labelled with a foreground class, in [0, 0.9]; None: estimated, as the
-            share of them that the network contradicts at the end of the warm-up.
+            share of them that the network contradicts in the first half of training.
         noise_background: the same for voxels labelled background.
         penalty: `alpha` at the end, > 0.
         power: of its growth, `alpha = penalty * t^power` from the end of the warm-up, > 0.
@@ -73,7 +73,7 @@ class Abstention(EmaMethod, NoiseRates):
         self.penalty = within("penalty", penalty, 1e-3, 1000)
         self.power = within("power", power, 1e-3, 100)
         self.warmup = within("warmup", warmup, 0.01, 0.9)
-        self.expect(noise_background, noise_foreground, key="noise", look=(self.warmup / 2, self.warmup))
+        self.expect(noise_background, noise_foreground, key="noise", look_from=self.warmup / 2)
 
     def training_step(self, batch: Batch, progress: float) -> StepOutput:
         """The loss of what is not left out, plus the price of leaving out."""

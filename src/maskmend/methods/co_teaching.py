@@ -26,7 +26,7 @@ class CoTeaching(Peers):
         make_network: builds one network; called twice.
         forget_foreground: share of voxels of each foreground class that are dropped at the end of the ramp, in
             [0, 0.9]: the share of them that is expected to be wrong. None: estimated, as the share of them that
-            the networks contradict while the ramp rises.
+            the networks contradict in the first half of training.
         forget_background: the same for voxels labelled background. It is usually far smaller.
         ramp: share of training over which the dropped part grows from 0, in [0.01, 1].
         jocor: weight of the agreement between the networks, in [0, 0.95]; 0 is co-teaching, above it JoCoR (0.65).
@@ -63,7 +63,7 @@ class CoTeaching(Peers):
         self.ramp = within("ramp", ramp, 0.01, 1)
         self.jocor = within("jocor", jocor, 0, 0.95)
         self.dice = dice
-        self.expect(forget_background, forget_foreground, key="forget", look=(self.ramp / 2, self.ramp))
+        self.expect(forget_background, forget_foreground, key="forget", look_from=self.ramp / 2)
 
     def training_step(self, batch: Batch, progress: float) -> StepOutput:
         """The sum of both networks' losses over the voxels chosen for them."""

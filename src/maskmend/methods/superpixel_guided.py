@@ -41,7 +41,7 @@ class SuperpixelGuided(Peers):
         compactness: how much being near counts against looking alike in SLIC, on images scaled to 0..1, > 0.
         forget_foreground: share of superpixels of each foreground class (counted by voxels) that are dropped at the
             end of the ramp, and later relabelled, in [0, 0.9]. None: estimated, as the share of foreground voxels that
-            the networks contradict while the ramp rises and at each relabelling.
+            the networks contradict in the first half of training and at each relabelling.
         forget_background: the same for superpixels that are mostly background.
         agreement: weight of the agreement between the networks, in [0, 0.95].
         ramp: share of training over which the dropped part grows from 0, in [0.01, 1].
@@ -89,7 +89,7 @@ class SuperpixelGuided(Peers):
         self.relabels = int(within("relabels", relabels, 0, 1000))
         self.relabel_from = within("relabel_from", relabel_from, 0, 1)
         self.dice = dice
-        self.expect(forget_background, forget_foreground, key="forget", look=(self.ramp / 2, self.ramp))
+        self.expect(forget_background, forget_foreground, key="forget", look_from=self.ramp / 2)
         self.looks: Tensor
         self.register_buffer("looks", torch.zeros((), dtype=torch.long))
         self.limits: Tensor
@@ -149,7 +149,7 @@ class SuperpixelGuided(Peers):
             return super().after_revision(progress)
         state = self.case_state
         classes = state.shape[1] // (2 + BINS)
-        self.learn_rates(state[:, : 2 * classes])
+        self.learn_rates(state[:, : 2 * classes], progress)
         histograms = state[:, 2 * classes :].double().sum(dim=0).view(classes, BINS)
         self.limits = _quantiles(histograms, self.rates(histograms[None]))
         self.looks += 1

@@ -25,8 +25,8 @@ class TriNetwork(Peers):
     Args:
         make_network: builds one network; called three times.
         forget_foreground: share of voxels of each foreground class that each judge drops at the end of the ramp, in
-            [0, 0.9]; None: estimated, as the share of them that the networks contradict while the ramp rises. The
-            published quantile of 0.9 is 0.1.
+            [0, 0.9]; None: estimated, as the share of them that the networks contradict in the first half of
+            training. The published quantile of 0.9 is 0.1.
         forget_background: the same for voxels labelled background.
         ramp: share of training over which the dropped part grows from 0, in [0.01, 1].
         dice: add Dice over the kept voxels to cross-entropy (ours).
@@ -59,7 +59,7 @@ class TriNetwork(Peers):
         super().__init__(make_network, 3, ema, voters=3)
         self.ramp = within("ramp", ramp, 0.01, 1)
         self.dice = dice
-        self.expect(forget_background, forget_foreground, key="forget", look=(self.ramp / 2, self.ramp))
+        self.expect(forget_background, forget_foreground, key="forget", look_from=self.ramp / 2)
 
     def training_step(self, batch: Batch, progress: float) -> StepOutput:
         """The sum of the three losses, each over the voxels that the two other networks find easy."""
