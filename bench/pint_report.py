@@ -133,10 +133,11 @@ three not below 0.25**: read the intervals, and even those are too short at so f
 the distance between `supervised` on flawed and on true masks. AUROC says how well the method's own noise map ranks
 flawed masks above sound ones.
 
-`pint_posterior` was designed on other seeds (0 to 3, 7 and 8): other splits, flaws and weights, though of the same images. On
-those, four rules for choosing the convention of drawing were tried and dropped, because each chose the flawed group
-on some seed (test Dice down to .69 on dilation, .78 on erosion); the present rule lets the image decide. The seeds of this
-page were run once, with the final rule. The runs are short (250-500 steps), which favours methods that act early.
+`pint_posterior` was designed on other seeds (0 to 3, 7 and 8): other splits, flaws and weights, though of the same
+images. On those, four rules for choosing the convention of drawing were tried and dropped, because each chose the
+flawed group on some seed (test Dice down to .69 on dilation, .78 on erosion); the present rule lets the image decide.
+The seeds of this page were run once, with the final rule. The runs are short (250-500 steps), which favours methods
+that act early.
 """
 _TABLE_HEAD = (
     "| flaws | Dice of given masks | method | test Dice | seeds | gain | p | recovered | AUROC |\n"

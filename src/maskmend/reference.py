@@ -45,16 +45,13 @@ def method_facts(name: str, costs: Mapping[str, Any] | None = None) -> dict[str,
 
 def networks_held(method: type[Method]) -> int:
     """How many networks a method keeps with its default settings, averages included; counted, not declared."""
-    from torch import Tensor, nn
+    from torch import nn
 
-    class Probe(nn.Conv2d):
-        """A network of one layer that can be told from others."""
-
-        def forward(self, image: Tensor) -> Tensor:
-            return super().forward(image)
+    class Probe(nn.Sequential):
+        """The least network that has an encoder and a decoder, and can be told from others."""
 
     make: Any = method
-    built = make(lambda: Probe(1, 2, 1))
+    built = make(lambda: Probe(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)))
     return sum(isinstance(module, Probe) for module in built.modules())
 
 

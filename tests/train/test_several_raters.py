@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from maskmend.config import load
 from maskmend.data.dataset import find_cases
-from maskmend.data.images import read_image, read_label, write_label
+from maskmend.data.images import read_label, write_label
 from maskmend.errors import Interrupted, UsageError
 from maskmend.predict.run import predict
 from maskmend.train.run import Run
@@ -28,12 +28,12 @@ CROWD = "data.raters=[rater*]"
 
 @pytest.fixture(scope="module")
 def crowd(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve small BU-BIL cases with all their raters; two are for testing."""
+    """The eight smallest BU-BIL cases with all their raters; two are for testing."""
     source, folder = real_data / "bubil_cells_crowd_vs_expert", tmp_path_factory.mktemp("crowd")
     if not source.is_dir():
         pytest.skip(f"no BU-BIL cells at {source}")
     cases = find_cases(source, labels={"background": 0, "cell": 1}).cases
-    small = [case for case in cases if max(read_image(case.images)[1].shape) <= 64][:12]
+    small = sorted(cases, key=lambda case: (case.images[0].stat().st_size, case.id))[:8]
     for case in small:
         for path in (*case.images, case.label, *case.raters.values()):
             assert path is not None
@@ -57,9 +57,9 @@ def send_sigterm() -> None:
 def test_a_crowd_trains_a_model_that_predicts(crowd, small_train: Train, tmp_path, method):
     run = small_train(tmp_path / "run", f"method.name={method}", CROWD, "train.steps=6", data=crowd)
     assert run.facts["raters"] == [f"rater{i}" for i in range(1, 8)]
-    assert run.facts["cases"] == 10
-    predict(run.folder, crowd, tmp_path / "out", load(None, ["device=cpu"]))
-    assert len(list((tmp_path / "out").glob("*.png"))) == 12
+    assert run.facts["cases"] == 6
+    predict(run.folder, crowd, tmp_path / "out", config=load(None, ["device=cpu"]))
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2  # the test cases
 
 
 def test_the_reference_and_other_raters_are_not_learnt_from(crowd, small_train: Train, tmp_path):
@@ -78,11 +78,11 @@ def test_the_reference_and_other_raters_are_not_learnt_from(crowd, small_train: 
     assert not same_weights(clean, spoilt("rater", "labels_rater3"))
 
 
-@pytest.mark.parametrize("method", ["random_rater", "staple", "annotator_confusion"])
+@pytest.mark.parametrize("method", ["random_rater", "annotator_confusion"])
 def test_stop_and_resume_equal_a_straight_run(crowd, small_train: Train, tmp_path, at_step, method):
-    settings = (f"method.name={method}", CROWD, "train.steps=8", "train.validation=noisy")
+    settings = (f"method.name={method}", CROWD, "train.steps=6", "train.validation=noisy")
     straight = small_train(tmp_path / "straight", *settings, data=crowd)
-    at_step(5, send_sigterm)
+    at_step(4, send_sigterm)
     with pytest.raises(Interrupted):
         small_train(tmp_path / "stopped", *settings, data=crowd)
     assert same_weights(straight, small_train(tmp_path / "stopped", *settings, data=crowd, resume=True))
@@ -108,7 +108,7 @@ def test_another_rule_does_not_use_the_labels_of_the_first(crowd, small_train: T
         run = small_train(tmp_path / name, *settings, CROWD, shared, "train.steps=1", data=crowd)
         keys.add(run.facts["data"])
     assert len(keys) == 3  # the last two both vote
-    assert len(list((tmp_path / "cache").iterdir())) == 30
+    assert len(list((tmp_path / "cache").iterdir())) == 18
 
 
 def test_data_with_one_label_per_case_is_explained(small_train: Train, tmp_path):

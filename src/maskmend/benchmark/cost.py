@@ -17,7 +17,7 @@ from maskmend.progress import message, quiet
 
 STORED = "cost.json"  # beside the methods
 BASE = "supervised"
-CASES, SIDE, BATCH = 32, 64, 8
+CASES, SIDE, BATCH = 16, 48, 4
 
 
 def stored_costs() -> dict[str, float]:
@@ -31,7 +31,7 @@ def stored() -> dict[str, Any]:
     return found
 
 
-def measure(names: Sequence[str], *, steps: int = 40, rounds: int = 3) -> dict[str, Any]:
+def measure(names: Sequence[str], *, steps: int = 24, rounds: int = 2) -> dict[str, Any]:
     """Time whole trainings on synthetic images, methods in turns, one thread.
 
     A training includes sampling, steps, averaging and looks at whole cases, with each method's own warm-up: the mean

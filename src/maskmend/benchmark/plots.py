@@ -104,13 +104,13 @@ def critical_differences(compared: Comparison) -> bytes | None:
     names, bars = list(ranks), cliques(ranks, compared.critical)
     half = (len(names) + 1) // 2
     height = 0.8 + 0.26 * half + 0.11 * len(bars)
-    figure = new_figure(7.4, max(1.7, height))
+    figure = new_figure(8.4, max(1.9, height + 0.25))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
     low, high = 1, len(names)
     top, step, first = 0.0, 1.0, 1.2 + 0.42 * len(bars)
-    axes.set_xlim(low - 0.55 * (high - low), high + 0.55 * (high - low))
-    axes.set_ylim(first + step * half - 0.3, -2.2)
+    axes.set_xlim(low - 0.7 * (high - low), high + 0.7 * (high - low))
+    axes.set_ylim(first + step * half - 0.3, -3.0)
     axes.plot([low, high], [top, top], color=INK, linewidth=1.2)
     for rank in range(low, high + 1):
         axes.plot([rank, rank], [top, top - 0.25], color=INK, linewidth=1.0)
@@ -153,9 +153,12 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], compared: Comparison) -> 
     if not chosen:
         return None
     looks = styles(compared)
-    figure, axes = _panels(2 * -(-len(chosen) // 4), min(len(chosen), 4))
-    for number, condition in enumerate(chosen):
-        row, column = 2 * (number // 4), number % 4
+    data = list(dict.fromkeys(condition.data for condition in chosen))
+    widest = max(sum(condition.data == name for condition in chosen) for name in data)
+    figure, axes = _panels(2 * len(data), widest, height=2.0)
+    for condition in chosen:
+        row = 2 * data.index(condition.data)
+        column = [one for one in chosen if one.data == condition.data].index(condition)
         found = _curves(rows, condition)
         upper, lower = axes[row][column], axes[row + 1][column]
         upper.set_axis_on()
@@ -189,8 +192,8 @@ def _curves(rows: Sequence[Mapping[str, Any]], condition: Condition) -> dict[str
     return means
 
 
-def _panels(rows: int, columns: int) -> tuple[Figure, Any]:
-    figure = new_figure(_PANEL[0] * columns + 0.3, _PANEL[1] * rows + 0.5)
+def _panels(rows: int, columns: int, height: float = _PANEL[1]) -> tuple[Figure, Any]:
+    figure = new_figure(_PANEL[0] * columns + 0.3, height * rows + 0.5)
     axes = figure.subplots(rows, columns, squeeze=False)
     for one in axes.flat:
         one.set_axis_off()  # until something is drawn there

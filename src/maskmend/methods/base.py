@@ -61,8 +61,8 @@ class Method(nn.Module):
     `after_step` and between epochs in `revise` and `after_revision`.
 
     Whole cases come back between epochs when `wants_revision` says so: the loop calls `observe` (or
-    `observe_case`) on the un-augmented case, hands the result to `revise`, keeps what that returns as the case's memory (an
-    overlay in the run folder; original labels are never touched) and serves it as `batch["memory"]`.
+    `observe_case`) on the un-augmented case, hands the result to `revise`, keeps what that returns as the case's
+    memory (an overlay in the run folder; original labels are never touched) and serves it as `batch["memory"]`.
 
     Class attributes: `needs` names what the data must have beyond labels ("trusted" cases, "raters", "noise
     rate"); `trusted_share` is the share of every batch that is drawn from the trusted cases, at least one and never

@@ -15,6 +15,7 @@ from maskmend.methods.base import Batch, StepOutput, given_class_probability, on
 
 PRUNE = ("class", "noise_rate", "both")
 SAMPLED = 200  # voxels per case and given class from which the joint is estimated
+NEVER = 2.0  # a lead that no probability has over another
 SLACK = 1e-6  # a probability this little below its class's threshold still counts as confident
 
 
@@ -166,7 +167,7 @@ def confident_joint(probs: Tensor, label: Tensor, weight: Tensor) -> Tensor:
 def fit_limits(probs: Tensor, label: Tensor, weight: Tensor) -> Limits:
     """Where to cut so that as many voxels are flagged as the confident joint finds wrong; arguments as there."""
     joint, classes = confident_joint(probs, label, weight), probs.shape[1]
-    lowest, margin = probs.new_full((classes,), -1.0), probs.new_full((classes, classes), torch.inf)
+    lowest, margin = probs.new_full((classes,), -1.0), probs.new_full((classes, classes), NEVER)
     for i in range(classes):
         mine = label == i
         if not mine.any():
@@ -175,7 +176,7 @@ def fit_limits(probs: Tensor, label: Tensor, weight: Tensor) -> Limits:
         lowest[i] = _cut(own, w, joint[i].sum() - joint[i, i], none=-1.0)
         for j in range(classes):
             if j != i:
-                margin[i, j] = -_cut(own - probs[mine, j], w, joint[i, j], none=-torch.inf)
+                margin[i, j] = -_cut(own - probs[mine, j], w, joint[i, j], none=-NEVER)
     return Limits(lowest, margin)
 
 
