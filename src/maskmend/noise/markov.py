@@ -26,7 +26,8 @@ class MarkovWalk(RegionNoise):
         length_mm: number of steps times their length of one voxel, so that finer voxels get more steps.
         grow: probability that a step grows, in [0, 1]; below 0.5 the label shrinks.
         take: probability that a border voxel takes part, in [0, 1].
-        flip: share of voxels flipped at the end, in [0, 0.5); the 5 x 5 mean after it leaves those beside the outline.
+        flip: share of voxels flipped at the end, in [0, 0.5]; of these the 5 x 5 mean that follows leaves
+            those beside the outline.
 
     Example:
         >>> import numpy as np
@@ -82,7 +83,8 @@ class MarkovWalk(RegionNoise):
             grow = bool(rng.random() < choice["grow"])
             _step(walked, grow, chances, rng)
         inside = walked[(slice(1, -1),) * region.ndim]
-        inside = inside ^ (flips < choice["flip"] * min(1.0, strength))
+        near = ndimage.binary_dilation(inside, iterations=3)  # far away, the mean would undo them anyhow
+        inside = inside ^ (near & (flips < choice["flip"] * min(1.0, strength)))
         sides = [2 * round(2 * step / size) + 1 for size in spacing_mm]
         smooth: np.ndarray = ndimage.uniform_filter(inside.astype(np.float32), sides, mode="nearest") > 0.5
         return smooth

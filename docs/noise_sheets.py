@@ -1,0 +1,101 @@
+"""Draw one small sheet per noise preset on synthetic phantoms: `python docs/noise_sheets.py [NAME ...]`."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from maskmend.data.phantom import SPACING_MM, phantom_case
+from maskmend.draw import GIVEN, TRUTH, Panel, grid, panel
+from maskmend.errors import UsageError
+from maskmend.noise.presets import PRESETS, corrupt_labels
+
+OUT = Path(__file__).parent / "pictures" / "noise"
+NAMES = {"background": 0, "organ": 1, "core": 2}
+CHEST = {"background": 0, "lung": 1, "heart": 2, "clavicle": 3}
+CORE = "#FF7AC8"
+CASES, TARGET = 4, 0.8
+WHOLE = ("drop", "invent", "swap")  # flaws of pieces rather than of outlines
+# seeds that show what the preset can do: with few pieces, most seeds show too little or too much
+SEEDS = {
+    "drop": 6,
+    "swap": 3,
+    "coco-n-low": 6,
+    "coco-n-medium": 6,
+    "coco-n-high": 10,
+    "annotators": 4,
+    "rmd": 1,
+}
+
+
+def main() -> None:
+    """Write the sheets of the presets named, else of all."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[1:] or PRESETS:
+        _small(sheet(name)).save(OUT / f"{name}.png", optimize=True)
+
+
+def sheet(name: str) -> bytes:
+    """Four cases as drawn, and the same calibrated to a Dice of 0.8 where that can be."""
+    volume = name.startswith("slices")
+    ndim = 3 if volume else 2
+    cases = {f"c{i}": phantom_case(np.random.default_rng([11, ndim, i]), ndim) for i in range(CASES)}
+    rows, titles = [_row(name, cases, None)], ["as drawn"]
+    try:
+        rows.append(_row(name, cases, TARGET))
+        titles.append(f"Dice {TARGET}")
+    except UsageError:
+        pass  # out of reach: a blank label is a blank label
+    legend = [("true label", TRUTH, "-"), ("flawed organ", GIVEN, "-"), ("flawed core", CORE, "-")]
+    return grid(rows, names=titles, legend=legend, width=1.25)
+
+
+def _row(name: str, cases: dict[str, tuple[np.ndarray, np.ndarray]], target: float | None) -> list[Panel]:
+    images, labels = ({key: pair[i] for key, pair in cases.items()} for i in (0, 1))
+    ndim = next(iter(labels.values())).ndim
+    flawed, record = corrupt_labels(
+        labels, 1.0, name, seed=SEEDS.get(name, 2), spacing_mm=SPACING_MM[ndim], images=images,
+        target_dice=target, layered=name not in WHOLE, names=CHEST if name.startswith("chest") else NAMES,
+    )  # fmt: skip
+    panels = []
+    for key, facts in record["cases"].items():
+        image, true, given = (
+            a if ndim == 2 else _side(a) for a in (images[key][0], labels[key], flawed[key])
+        )
+        title = "Dice " + " ".join(f"{dice:.2f}" for dice in facts["dice"].values())
+        lines = [
+            (true, TRUTH, "-"),
+            (np.where(given == 1, 1, 0), GIVEN, "-"),
+            (np.where(given == 2, 1, 0), CORE, "-"),
+        ]
+        panels.append(panel(image, lines, title=title, spacing_mm=SPACING_MM[ndim][:2]))
+    return panels
+
+
+def _side(volume: np.ndarray) -> np.ndarray:
+    """A volume seen across its slices, which run along axis 0."""
+    return volume[:, :, volume.shape[2] // 2 - 5]
+
+
+def _small(png: bytes) -> Image.Image:
+    """Few colours: greys, and each line's colour fading into dark and light, so that lines stay what they are."""
+    ends = [tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (TRUTH, GIVEN, CORE)]
+    greys = [(level, level, level) for level in np.linspace(0, 255, 40).astype(int).tolist()]
+    mixed = [
+        tuple(round(share * c + (1 - share) * grey) for c in end)
+        for end in ends
+        for grey in (0, 70, 140, 255)
+        for share in (0.25, 0.5, 0.75, 1.0)
+    ]
+    colours = [c for colour in greys + mixed for c in colour]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours)
+    return Image.open(io.BytesIO(png)).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+if __name__ == "__main__":
+    main()
