@@ -1,0 +1,1 @@
+"""Which masks are wrong, where, and how."""
