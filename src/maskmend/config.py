@@ -82,6 +82,11 @@ class DataConfig(Section):
         default=None,
         description="Voxel size to resample to, slowest axis first; the median of the data when not given.",
     )
+    shape: Annotated[list[Positive], Field(min_length=2, max_length=3)] | None = Field(
+        default=None,
+        description="Voxels to resample every image to, whatever its size, slowest axis first: for crops around one"
+        " object and for radiographs, whose size says nothing about scale.",
+    )
     rater: str | None = Field(default=None, description="Train on the labels of this rater.")
     raters: Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None,
@@ -107,6 +112,12 @@ class DataConfig(Section):
         if labels and len(set(labels.values())) < len(labels):
             raise ValueError("two classes share one file value")
         return labels
+
+    @model_validator(mode="after")
+    def _one_grid(self) -> DataConfig:
+        if self.shape and self.target_spacing_mm:
+            raise ValueError("data.shape and data.target_spacing_mm exclude one another")
+        return self
 
     @model_validator(mode="after")
     def _ignore_is_no_class(self) -> DataConfig:

@@ -171,12 +171,34 @@ def test_plan_follows_the_data_and_the_user_wins():
         ("train.patch=[30,32,32]", r"try train.patch=\[(28|32),32,32\]"),
         ("data.target_spacing_mm=[1,1]", "one per axis"),
         ("data.flips=[true]", "one per axis"),
+        ("data.shape=[32,32]", "one per axis"),
     ],
 )
 def test_plan_explains_what_does_not_fit(override, message):
     facts = facts_of([(32, 32, 32)], (1.0, 1.0, 1.0))
     with pytest.raises(UsageError, match=message):
         make_plan(dataset_of(), facts, load(None, [override, "device=cpu"]))
+
+
+def test_every_image_fills_the_shape_asked_for_and_goes_back_to_its_own():
+    facts = facts_of([(20, 40), (60, 60), (200, 100)], (1.0, 1.0))
+    plan = make_plan(dataset_of(), facts, load(None, ["data.shape=[48,64]", "device=cpu"]))
+    assert plan.patch == (48, 64)
+    assert plan.spacing_mm == (60 / 48, 60 / 64)
+    for shape in ((20, 40), (200, 100)):
+        label = np.zeros(shape, np.uint8)
+        label[shape[0] // 4 : -shape[0] // 4, shape[1] // 4 : -shape[1] // 4] = 7
+        geometry = Geometry(shape, (1.0, 1.0))
+        ready = prepare(np.ones((1, *shape)), label, geometry, plan)
+        assert ready.image.shape == (1, 48, 64)
+        assert ready.label.mean() == pytest.approx((label > 0).mean(), abs=0.03)
+        probs = np.stack([1.0 - ready.label, ready.label]).astype(np.float32)
+        assert (ready.inverse.restore(probs).argmax(0) == (label > 0)).mean() > 0.97
+
+
+def test_shape_and_target_spacing_exclude_one_another():
+    with pytest.raises(UsageError, match="exclude"):
+        load(None, ["data.shape=[48,64]", "data.target_spacing_mm=[1,1]"])
 
 
 def test_class_numbers_follow_file_values_not_names():

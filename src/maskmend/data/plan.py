@@ -50,6 +50,8 @@ class Plan(BaseModel):
         spacing_mm: voxel size of prepared arrays, array order.
         input_spacing_mm: voxel size of the input files where the user had to say it; None: as in the file.
         spacing_tolerance: a case whose spacing is off by no more than this share is not resampled.
+        shape: voxels that every case is resampled to, whatever its size; `spacing_mm` is then what that makes of the
+            median case. None: the spacing decides.
         channels: one entry per channel, in order.
         crop: cut away the zero border of each image.
         classes: class name to file value, sorted by value; their order is the class index 0..K-1.
@@ -65,6 +67,7 @@ class Plan(BaseModel):
     spacing_mm: tuple[float, ...]
     input_spacing_mm: tuple[float, ...] | None = None
     spacing_tolerance: float = Field(default=0.1, ge=0)
+    shape: tuple[int, ...] | None = None
     channels: tuple[ChannelPlan, ...]
     crop: bool = False
     classes: dict[str, int]
@@ -104,18 +107,20 @@ def make_plan(dataset: Dataset, fingerprint: Fingerprint, config: Any) -> Plan:
     """
     ndim, data = fingerprint.ndim, config.data
     target = _per_axis("data.target_spacing_mm", data.target_spacing_mm, ndim)
-    spacing_mm = target or fingerprint.median_spacing_mm
+    shape = _per_axis("data.shape", data.shape, ndim)
+    spacing_mm = target or (_stretched(fingerprint, shape) if shape else fingerprint.median_spacing_mm)
     tolerance = 0.01 if target else 0.1  # a spacing the user asked for is meant exactly
     crop = _crop_pays(fingerprint)
     asked = _per_axis("train.patch", config.train.patch, ndim)
     budget = _PATCH_VOXELS[_device_kind(getattr(config, "device", "cpu"))][ndim]
-    median = _median_shape(fingerprint, spacing_mm, tolerance, crop)
+    median = shape or _median_shape(fingerprint, spacing_mm, tolerance, crop)
     patch, depth = asked_patch(asked) if asked else choose_patch(median, budget)
     return Plan(
         ndim=ndim,
         spacing_mm=spacing_mm,
         input_spacing_mm=dataset.spacing_mm,
         spacing_tolerance=tolerance,
+        shape=shape,
         channels=tuple(_channel(facts, data.normalise) for facts in fingerprint.channels),
         crop=crop,
         classes=_classes(dataset),
@@ -205,6 +210,15 @@ def _classes(dataset: Dataset) -> dict[str, int]:
 def _crop_pays(fingerprint: Fingerprint) -> bool:
     kept = [math.prod(case.nonzero) / math.prod(case.shape) for case in fingerprint.cases]
     return bool(np.mean(kept) < _CROP_PAYS_BELOW)
+
+
+def _stretched(fingerprint: Fingerprint, shape: Sequence[int]) -> tuple[float, ...]:
+    """Median voxel size when every case is brought to `shape`."""
+    sizes = [
+        [n * size / new for n, size, new in zip(case.shape, case.spacing_mm, shape, strict=True)]
+        for case in fingerprint.cases
+    ]
+    return tuple(float(v) for v in np.median(sizes, axis=0))
 
 
 def prepared_shape(

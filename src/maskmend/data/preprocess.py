@@ -130,7 +130,7 @@ def prepare(
     everywhere = (slice(None), *kept)
     spacing_mm = plan.input_spacing_mm or geometry.spacing_mm
     inner = tuple(stop - start for start, stop in box)
-    grid = prepared_shape(inner, spacing_mm, plan.spacing_mm, plan.spacing_tolerance)
+    grid = plan.shape or prepared_shape(inner, spacing_mm, plan.spacing_mm, plan.spacing_tolerance)
     pixels = normalise(clean[everywhere], plan.channels, nonzero_only=plan.crop)
     inverse = Inverse(tuple(clean.shape[1:]), box, grid)
     pixels = np.ascontiguousarray(resample(pixels, grid))
