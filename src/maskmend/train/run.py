@@ -120,6 +120,7 @@ def train(
     overwrite: bool = False,
     command: Sequence[str] | None = None,
     watch: Callable[[Method, Plan, int], None] | None = None,
+    planned: tuple[Plan, Fingerprint] | None = None,
 ) -> Run:
     """Train on a data set and write a run folder.
 
@@ -132,6 +133,8 @@ def train(
         command: recorded in run.json; the process's own command line when None.
         watch: called after every step as `watch(method, plan, step)`, for diagnostics such as learning curves;
             it must leave the method as it found it.
+        planned: the plan and the statistics it was made from, where several runs must share them (folds of one
+            data set, which then share prepared cases); made from the training cases when None.
 
     Returns:
         The run, with a model that `predict` can use.
@@ -147,7 +150,7 @@ def train(
     methods.check_settings(method_class, method_settings(config))
     _claim(out, resume, overwrite)
     with lock.locked(out):
-        return _train_locked(dataset, out, config, resume, list(command or sys.argv), watch)
+        return _train_locked(dataset, out, config, resume, list(command or sys.argv), watch, planned)
 
 
 def build_method(config: Config, plan: Plan) -> Method:
@@ -182,6 +185,7 @@ def _train_locked(
     resume: bool,
     command: list[str],
     watch: Callable[[Method, Plan, int], None] | None,
+    planned: tuple[Plan, Fingerprint] | None,
 ) -> Run:
     began = time.monotonic()
     if config.train.threads:
@@ -197,7 +201,7 @@ def _train_locked(
     dataset = result.dataset
     assert dataset is not None
     cases, held_out = _divide(dataset, config)
-    plan = _planned(dataset, cases, out, config, resume)
+    plan = _planned(dataset, cases, out, config, resume, planned)
     _refuse_missing_needs(config, cases, plan)
     cache_folder = config.data.cache or out / "cache"
     raters = _raters(config, plan, dataset) if wanted else None
@@ -316,15 +320,30 @@ def _with_rater(case: Case, rater: str) -> Case:
     return replace(case, label=case.raters[rater])
 
 
-def _planned(dataset: Dataset, cases: tuple[Case, ...], out: Path, config: Config, resume: bool) -> Plan:
+def plan_run(dataset: Dataset, facts: Fingerprint, config: Config) -> Plan:
+    """The plan of a run, with a patch that its network can halve as often as it does."""
+    plan = make_plan(dataset, facts, config)
+    step = networks.divisor(config.network.name, plan.depth)
+    return plan.model_copy(update={"patch": tuple(-(-n // step) * step for n in plan.patch)})
+
+
+def _planned(
+    dataset: Dataset,
+    cases: tuple[Case, ...],
+    out: Path,
+    config: Config,
+    resume: bool,
+    given: tuple[Plan, Fingerprint] | None,
+) -> Plan:
     from dataclasses import replace
 
     if resume and (out / PLAN).exists():
         return Plan.model_validate_json((out / PLAN).read_text())
-    facts = fingerprint(replace(dataset, cases=cases))
-    plan = make_plan(dataset, facts, config)
-    step = networks.divisor(config.network.name, plan.depth)
-    plan = plan.model_copy(update={"patch": tuple(-(-n // step) * step for n in plan.patch)})
+    if given:
+        plan, facts = given
+    else:
+        facts = fingerprint(replace(dataset, cases=cases))
+        plan = plan_run(dataset, facts, config)
     write_text(out / FINGERPRINT, facts.model_dump_json(indent=1))
     write_text(out / PLAN, plan.model_dump_json(indent=1))
     return plan
