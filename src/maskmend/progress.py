@@ -110,6 +110,7 @@ class _Lines:
     def __init__(self, description: str, total: int | None, start: int) -> None:
         self.description, self.total, self.start, self.done = description, total, start, start
         self.began = self.shown = time.monotonic()
+        self.told = -1  # how many were done when the last line was written
         self.figures: dict[str, float | str] = {}
 
     def update(self, advance: int = 1, **figures: float | str) -> None:
@@ -120,15 +121,15 @@ class _Lines:
 
     def show(self) -> None:
         now = time.monotonic()
-        self.shown = now
+        self.shown, self.told = now, self.done
         rate = (self.done - self.start) / max(now - self.began, 1e-9)
         of = f"/{self.total} ({self.done / self.total:.0%})" if self.total else ""
         left = f", {clock((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
         message(f"{self.description}: {self.done}{of}, {rate:.3g}/s{left}{_figures(self.figures, ', ')}")
 
     def close(self) -> None:
-        """A last line, but only for work that was long enough to have shown one before."""
-        if time.monotonic() - self.began >= LINE_EVERY_S:
+        """A last line, but only for work long enough to have shown one before, and no line twice."""
+        if time.monotonic() - self.began >= LINE_EVERY_S and self.told != self.done:
             self.show()
 
 

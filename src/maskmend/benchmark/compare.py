@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskmend.benchmark.grid import CLEAN
+from maskmend.benchmark.ranks import critical_difference, friedman, ranks_of
 from maskmend.evaluate.statistics import Interval, PairedTest, bootstrap_interval, holm, paired_test
 
 NO_GAP = 0.002
@@ -139,33 +140,12 @@ def compare(rows: Sequence[Row], baseline: str) -> Comparison:
         for condition in sorted(failed.keys() | scores.keys(), key=_order)
     }
     means = _condition_means({c: found for c, found in scores.items() if c.noise != CLEAN})
-    ranks = _ranks(np.array([list(row.values()) for row in means.values()])) if means else np.zeros((0, 0))
+    ranks = ranks_of(np.array([list(row.values()) for row in means.values()]))
     methods = list(next(iter(means.values()))) if means else []
     totals = _totals(lines, scores, dict(zip(methods, ranks.mean(0), strict=True)) if means else {}, baseline)
     return Comparison(
-        lines, totals, len(means), _friedman(ranks), critical_difference(*ranks.shape[::-1]), baseline
+        lines, totals, len(means), friedman(ranks), critical_difference(*ranks.shape[::-1]), baseline
     )
-
-
-def critical_difference(methods: int, conditions: int, level: float = 0.05) -> float:
-    """Nemenyi's critical difference of mean ranks (Demsar, JMLR 2006); NaN with fewer than 2 of either."""
-    from scipy.stats import studentized_range
-
-    if methods < 2 or conditions < 2:
-        return float("nan")
-    quantile = studentized_range.ppf(1 - level, methods, np.inf) / math.sqrt(2)
-    return float(quantile * math.sqrt(methods * (methods + 1) / (6 * conditions)))
-
-
-def cliques(ranks: Mapping[str, float], critical: float) -> list[tuple[str, ...]]:
-    """Largest groups of methods whose mean ranks lie within the critical difference, at least two each."""
-    names = sorted(ranks, key=lambda name: ranks[name])
-    groups: list[tuple[str, ...]] = []
-    for start, first in enumerate(names):
-        group = tuple(name for name in names[start:] if ranks[name] - ranks[first] <= critical)
-        if len(group) > 1 and not (groups and set(group) <= set(groups[-1])):
-            groups.append(group)
-    return groups
 
 
 def _grouped(rows: Sequence[Row]) -> tuple[Scores, dict[Condition, dict[str, int]]]:
@@ -235,15 +215,7 @@ def _seed_ranks(found: Mapping[str, Mapping[int, Row]]) -> dict[str, float]:
     if not seeds:
         return {}
     table = np.array([[found[method][seed]["dice"] for method in found] for seed in sorted(seeds)])
-    return dict(zip(found, _ranks(table).mean(0), strict=True))
-
-
-def _ranks(table: np.ndarray) -> np.ndarray:
-    """Ranks along each row of (blocks, methods), 1 is the largest value, ties share."""
-    from scipy.stats import rankdata
-
-    ranks: np.ndarray = rankdata(-table, axis=1) if table.size else np.zeros((0, 0))
-    return ranks
+    return dict(zip(found, ranks_of(table).mean(0), strict=True))
 
 
 def _condition_means(scores: Scores) -> dict[Condition, dict[str, float]]:
@@ -259,14 +231,6 @@ def _condition_means(scores: Scores) -> dict[Condition, dict[str, float]]:
         if seeds:
             means[condition] = {name: _mean([found[name][s]["dice"] for s in seeds]) for name in names}
     return means
-
-
-def _friedman(ranks: np.ndarray) -> float:
-    from scipy.stats import friedmanchisquare
-
-    if ranks.ndim < 2 or ranks.shape[0] < 2 or ranks.shape[1] < 3:
-        return float("nan")
-    return float(friedmanchisquare(*ranks.T).pvalue)
 
 
 def _totals(
@@ -341,11 +305,17 @@ def _cost(method: str, noisy: Scores, baseline: str) -> float:
     ratios = []
     for found in noisy.values():
         own, plain = (
-            _median([row["seconds"] for row in found.get(m, {}).values()]) for m in (method, baseline)
+            _median([_effort(row) for row in found.get(m, {}).values()]) for m in (method, baseline)
         )
         if math.isfinite(own) and plain > 0:
             ratios.append(own / plain)
     return _median(ratios)
+
+
+def _effort(row: Row) -> float:
+    """Seconds of training; on a CPU those of the process itself, which other processes do not lengthen."""
+    key = "cpu_seconds" if row.get("device") == "cpu" and row.get("cpu_seconds") else "seconds"
+    return float(row[key])
 
 
 def _mean_of(runs: Mapping[int, Row], key: str) -> float:

@@ -39,25 +39,27 @@ def seconds_left(
         if result["status"] == "done":
             seconds = float(result["total_seconds"])
             exact.setdefault((trial.data, trial.method), []).append(seconds)
-            by_data.setdefault(trial.data, []).append(seconds / costs.get(_name(trial), UNKNOWN_COST))
+            by_data.setdefault(trial.data, []).append(seconds / cost_of(trial, costs))
     total = 0.0
     for trial in waiting:
         if known := exact.get((trial.data, trial.method)):
             total += median(known)
         elif plain := by_data.get(trial.data):
-            total += median(plain) * costs.get(_name(trial), UNKNOWN_COST)
+            total += median(plain) * cost_of(trial, costs)
         else:
             return None
     return total
 
 
-def _name(trial: Trial) -> str:
-    return str(trial.extras["method"])
+def cost_of(trial: Trial, costs: Mapping[str, float]) -> float:
+    """What the run's method costs relative to `supervised`."""
+    return costs.get(str(trial.extras["method"]), UNKNOWN_COST)
 
 
 def probe(trial: Trial) -> dict[str, Any]:
     """Seconds that a whole run will take, from a very short one; {} when that fails (the run will say why)."""
     from maskmend.benchmark.cases import prepare_cases
+    from maskmend.benchmark.settings import extra_needs
     from maskmend.benchmark.trial import configured
     from maskmend.train.run import train
 
@@ -66,8 +68,9 @@ def probe(trial: Trial) -> dict[str, Any]:
     try:
         torch.set_num_threads(trial.extras["threads"])
         with tempfile.TemporaryDirectory(prefix="maskmend-") as name:
-            given = prepare_cases(trial, Path(name) / "labels")
             config = configured(trial, PROBE_STEPS)
+            several = "raters" in extra_needs(config.method.name)
+            given = prepare_cases(trial, Path(name) / "labels", raters=several)
             train(
                 given.dataset, Path(name) / "run", config, command=[],
                 watch=lambda method, plan, step: ticks.append(time.perf_counter()),
@@ -78,4 +81,4 @@ def probe(trial: Trial) -> dict[str, Any]:
         quiet(False)
     a_step = median(after - before for before, after in pairwise(ticks))
     around = time.perf_counter() - began - (ticks[-1] - ticks[0])
-    return {"data": trial.data, "seconds": around + a_step * configured(trial).train.steps}
+    return {"seconds": around + a_step * configured(trial).train.steps}

@@ -75,16 +75,18 @@ def build(plan: Benchmark, root: Path) -> Grid:
         root: the folder below which the data sets lie.
 
     Raises:
-        UsageError: a data set or rater that is not there. DataError: a file that cannot be read.
+        UsageError: data sets or raters that are not there. DataError: a file that cannot be read.
     """
-    sources = {name: _source(name, data, root) for name, data in plan.data.items()}
+    folders = {name: _folder(data, root) for name, data in plan.data.items()}
+    _require(folders)
+    sources = {name: _source(data, folders[name]) for name, data in plan.data.items()}
     trials: list[Trial] = []
     skipped: dict[str, None] = {}
     for seed in plan.seeds:
         for name in plan.data:
             for noise, rate, recipe in _noises(plan, name, sources[name]):
                 for label in plan.methods:
-                    if reason := _unfit(plan, label, recipe):
+                    if reason := _unfit(plan, name, label, recipe):
                         if noise != CLEAN:
                             skipped[f"{label} on {name}, {noise}: {reason}"] = None
                     elif noise != CLEAN or plan.clean == "all" or label == plan.baseline:
@@ -99,18 +101,43 @@ class _Source:
     raters: tuple[str, ...] = ()
 
 
-def _source(name: str, data: Data, root: Path) -> _Source:
-    if data.phantom is not None:
+def _folder(data: Data, root: Path) -> Path | None:
+    """Where a data set lies; None for phantoms."""
+    if data.path is None:
+        return None
+    path = Path(data.path).expanduser()
+    return path if path.is_absolute() else root / path
+
+
+def _require(folders: Mapping[str, Path | None]) -> None:
+    missing = {name: path for name, path in folders.items() if path is not None and not path.exists()}
+    if not missing:
+        return
+    name, path = next(iter(missing.items()))
+    remedy = (
+        f"say where data sets lie with --data, or leave one out: data.{name}=null"
+        "\n  docs/benchmark.md tells how to get the data of the presets"
+    )
+    if len(missing) == 1:
+        raise UsageError(f"the data set {name!r} is not there", path, remedy)
+    raise UsageError(f"the data sets {', '.join(missing)} are not there", f"{path} and others", remedy)
+
+
+def _source(data: Data, folder: Path | None) -> _Source:
+    if folder is None:
+        assert data.phantom is not None  # one of the two is always given
         return _Source("", {"phantom": data.phantom.model_dump(mode="json")})
     from maskmend.benchmark.cases import open_dataset
 
-    path = Path(str(data.path)).expanduser()
-    path = path if path.is_absolute() else root / path
-    if not path.exists():
-        raise UsageError(f"the data set {name!r} is not there", path, "say where data sets lie with --data")
-    dataset = open_dataset(str(path.resolve()))
-    raters = sorted({rater for case in dataset.cases for rater in case.raters})
-    return _Source(str(path.resolve()), fingerprint(str(path.resolve())), tuple(raters))
+    place = str(folder.resolve())
+    raters = sorted({rater for case in open_dataset(place).cases for rater in case.raters})
+    return _Source(place, fingerprint(place), tuple(raters))
+
+
+def trusted_share(plan: Benchmark, data: str) -> float:
+    """Share of a data set's training cases whose masks are true and known to be."""
+    own = plan.data[data].trusted
+    return plan.trusted if own is None else own
 
 
 def fingerprint(folder: str) -> str:
@@ -171,10 +198,10 @@ def _chosen(patterns: Sequence[str], known: Sequence[str], where: str) -> list[s
     return sorted(set(found))
 
 
-def _unfit(plan: Benchmark, label: str, recipe: Mapping[str, Any] | None) -> str | None:
+def _unfit(plan: Benchmark, data: str, label: str, recipe: Mapping[str, Any] | None) -> str | None:
     """Why a method cannot run here, None when it can."""
     needs = extra_needs(plan.methods[label].name)
-    if "trusted" in needs and not plan.trusted:
+    if "trusted" in needs and not trusted_share(plan, data):
         return "needs trusted cases; give a share of them as trusted: 0.1"
     if "raters" in needs and not (recipe and "raters" in recipe):
         return "needs several raters per image"
@@ -191,7 +218,7 @@ def _trial(
         "data": source.fingerprint,
         "train": data.train,
         "test": data.test,
-        "trusted": plan.trusted,
+        "trusted": trusted_share(plan, name),
         "noise": noise,
         "method": _method(entry.name) | {"settings": _with_rate(entry.settings, rate)},
         "settings": _plain_settings(overrides_of(plan, name)),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskmend.benchmark.compare import Comparison, Condition, cliques
+from maskmend.benchmark.compare import Comparison, Condition
 from maskmend.benchmark.grid import CLEAN
+from maskmend.benchmark.ranks import cliques
 from maskmend.draw import DASHES, INK, PALETTE, new_figure, plain_axes, to_png
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _by_panel(compared: Comparison) -> dict[tuple[str, str], list[Condition]]:
 
 def _rate_panel(axes: Axes, compared: Comparison, conditions: Sequence[Condition], looks: Styles) -> None:
     axes.set_axis_on()
-    for number, (method, look) in enumerate(looks.items()):
+    coloured = [method for method, look in looks.items() if look["color"] != _QUIET]
+    for method, look in looks.items():
         points = [
             (condition.rate, line.dice)
             for condition in conditions
@@ -81,10 +83,11 @@ def _rate_panel(axes: Axes, compared: Comparison, conditions: Sequence[Condition
         ]
         if not points:
             continue
-        aside = 0.006 * (number - len(looks) / 2)  # intervals side by side rather than on one another
+        # Intervals side by side rather than on one another.
+        aside = 0.008 * (coloured.index(method) - (len(coloured) - 1) / 2) if method in coloured else 0.0
         x = [rate + aside for rate, _ in points]
         axes.plot(x, [dice.estimate for _, dice in points], markersize=4, **_solo(look, len(points)))
-        if look["color"] != _QUIET:
+        if method in coloured:
             for at, (_, dice) in zip(x, points, strict=True):
                 axes.plot([at, at], [dice.low, dice.high], color=look["color"], linewidth=1.2, zorder=2)
     rates = sorted({condition.rate for condition in conditions})
@@ -108,23 +111,17 @@ def critical_differences(compared: Comparison) -> bytes | None:
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
     low, high = 1, len(names)
-    top, step, first = 0.0, 1.0, 1.2 + 0.42 * len(bars)
+    first = 1.2 + 0.42 * len(bars)  # depth of the first name
     axes.set_xlim(low - 0.7 * (high - low), high + 0.7 * (high - low))
-    axes.set_ylim(first + step * half - 0.3, -3.0)
-    axes.plot([low, high], [top, top], color=INK, linewidth=1.2)
-    for rank in range(low, high + 1):
-        axes.plot([rank, rank], [top, top - 0.25], color=INK, linewidth=1.0)
-        axes.text(rank, top - 0.4, str(rank), ha="center", va="bottom", fontsize=8.5, color=INK)
+    axes.set_ylim(first + half - 0.3, -3.0)
+    axes.plot([low, high], [0, 0], color=INK, linewidth=1.2)
+    for rank in range(low, high + 1, 1 if high <= 12 else 2):
+        axes.plot([rank, rank], [0, -0.25], color=INK, linewidth=1.0)
+        axes.text(rank, -0.4, str(rank), ha="center", va="bottom", fontsize=8.5, color=INK)
     for number, name in enumerate(names):
         left = number < half
-        depth = first + step * (number if left else len(names) - 1 - number)
-        edge = low - 0.04 * (high - low) if left else high + 0.04 * (high - low)
-        axes.plot([ranks[name], ranks[name], edge], [top, depth, depth], color=INK, linewidth=0.9)
-        words = f"{name}  {ranks[name]:.2f}" if left else f"{ranks[name]:.2f}  {name}"
-        bold = "bold" if name == compared.baseline else "normal"
-        axes.text(
-            edge, depth, f" {words} ", ha="right" if left else "left", va="center", fontsize=9, weight=bold
-        )
+        depth = first + (number if left else len(names) - 1 - number)
+        _stem(axes, name, ranks[name], depth, left, name == compared.baseline, (low, high))
     for number, group in enumerate(bars):
         depth = 0.5 + 0.42 * number
         pad = 0.012 * (high - low)
@@ -132,6 +129,18 @@ def critical_differences(compared: Comparison) -> bytes | None:
         axes.plot(ends, [depth, depth], color=PALETTE[0], linewidth=3.2, solid_capstyle="butt")
     _ruler(axes, compared.critical, low, high)
     return to_png(figure)
+
+
+def _stem(
+    axes: Axes, name: str, rank: float, depth: float, left: bool, bold: bool, scale: tuple[int, int]
+) -> None:
+    """A line from the scale down to the name at its side, the better half on the left."""
+    aside = 0.04 * (scale[1] - scale[0])
+    edge = scale[0] - aside if left else scale[1] + aside
+    axes.plot([rank, rank, edge], [0, depth, depth], color=INK, linewidth=0.9)
+    words, to = (f"{name}  {rank:.2f}", "right") if left else (f"{rank:.2f}  {name}", "left")
+    weight = "bold" if bold else "normal"
+    axes.text(edge, depth, f" {words} ", ha=to, va="center", fontsize=9, weight=weight)
 
 
 def _ruler(axes: Axes, critical: float, low: int, high: int) -> None:
@@ -172,7 +181,8 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], compared: Comparison) -> 
             for one in (upper, lower):
                 one.axvline(curve[np.nanargmax(curve[:, 1]), 0], color=INK, linestyle=":", linewidth=0.9)
         plain_axes(upper, "", "test Dice" if column == 0 else "", f"{condition.data}: {condition.title}")
-        plain_axes(lower, "step", "wrong labels repeated" if column == 0 else "", "")
+        plain_axes(lower, "step", "wrong labels\nrepeated" if column == 0 else "", "")
+        upper.set_xticklabels([])
     _legend(figure, looks)
     return to_png(figure)
 
@@ -211,7 +221,7 @@ def _legend(figure: Figure, looks: Styles) -> None:
     columns = max(1, min(len(handles), int(figure.get_figwidth() / 1.5)))
     lines = -(-len(handles) // columns)
     bottom = (0.12 + 0.2 * lines) / figure.get_figheight()
-    figure.tight_layout(rect=(0, bottom, 1, 1))
+    figure.set_layout_engine("constrained", rect=(0, bottom, 1, 1 - bottom))
     figure.legend(
         handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=8.5, handlelength=2.8
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from maskmend.benchmark import plots, table
+from maskmend.benchmark import plots, table, tidy
 from maskmend.benchmark.compare import Comparison, Condition, compare
 from maskmend.benchmark.grid import Grid
 from maskmend.benchmark.settings import Benchmark, dump
@@ -31,6 +32,9 @@ PICTURES = {
     ),
 }
 
+NOT_IN_PRINT = ("seeds", "better / worse", "image rank", "seconds")
+CLEAN_TEXT = "What it costs, or brings, to use a method where no mask is flawed."
+
 
 def write_all(
     plan: Benchmark,
@@ -40,9 +44,9 @@ def write_all(
     spent: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write everything and return the summary."""
-    rows = table.rows(trials, results)
-    table.write_tidy(rows, out)
+    rows = tidy.rows(trials, results)
     compared = compare(rows, plan.baseline)
+    tidy.write_tidy(rows, compared, out)
     pictures = _draw(rows, compared, out)
     title = plan.title or "Benchmark"
     summary = _summary(rows, trials, compared, spent)
@@ -103,8 +107,12 @@ def _summary(
             for one in compared.totals
         ],
     }  # fmt: skip
-    plain: dict[str, Any] = table.plain_json(facts)
-    return plain
+    return _plain(facts)
+
+
+def _plain(value: Any) -> Any:
+    """NaN as null, for a summary that any reader takes."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def _lead(summary: Mapping[str, Any], compared: Comparison) -> list[str]:
@@ -112,16 +120,37 @@ def _lead(summary: Mapping[str, Any], compared: Comparison) -> list[str]:
     lead = []
     if len(ranks) > 1 and compared.ranked:
         best = next(iter(ranks))
-        told = f"Best mean rank: {best}, {ranks[best]:.2f} of {len(ranks)} methods over {compared.ranked} conditions"
+        over = counted(compared.ranked, "condition")
+        told = f"Best mean rank: {best}, {ranks[best]:.2f} of {len(ranks)} methods over {over}"
         same = [name for name in ranks if name != best and ranks[name] - ranks[best] <= compared.critical]
         if same and compared.critical == compared.critical:
             told += f"; not told apart from {len(same)} of the others at the 5 % level"
-        lead.append(f"{told}.")
+        lead += [f"{told}.", _against_baseline(compared)]
     if summary["failed"] or summary["missing"]:
-        lead.append(
-            f"{summary['failed']} runs failed and {summary['missing']} are missing of {summary['runs']}."
-        )
-    return lead or [f"{summary['done']} of {summary['runs']} runs are done."]
+        failed = counted(summary["failed"], "failed run")
+        lead.append(f"{failed} and {summary['missing']} missing of {summary['runs']}.")
+    return lead or [f"{summary['done']} of {counted(summary['runs'], 'run')} are done."]
+
+
+def _against_baseline(compared: Comparison) -> str:
+    """Which methods differ from the baseline over all conditions, or why none can be said to."""
+    told = [one for one in compared.totals if one.test and one.p < 0.05]
+    parts = []
+    for word, sign in (("better", 1), ("worse", -1)):
+        if names := [one.method for one in told if one.test and sign * one.test.difference > 0]:
+            parts.append(f"{word} than {compared.baseline}: {', '.join(names)}")
+    if parts:
+        text = "; ".join(parts)
+        return f"{text[0].upper()}{text[1:]} (p < 0.05 over all conditions, corrected)."
+    tests = sum(one.test is not None for one in compared.totals)
+    least = min(1.0, tests * 2.0 ** (1 - compared.ranked))
+    few = f", nor could one with {counted(compared.ranked, 'condition')}: p cannot fall below {least:.2g}"
+    return f"No method differs from {compared.baseline} at the 5 % level{few if least >= 0.05 else ''}."
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it belongs."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _sections(
@@ -138,6 +167,8 @@ def _sections(
 
     ranked = shown("critical_differences.png")
     sections = [Section("All conditions", table=table.overall_table(compared), pictures=ranked)]
+    if clean := table.clean_table(compared):
+        sections.append(Section("On true masks", [CLEAN_TEXT], table=clean))
     for name in ("dice_against_rate.png", "learning_curves.png"):
         if found := shown(name):
             sections.append(Section(PICTURES[name][0], pictures=found))
@@ -181,7 +212,7 @@ def _failures(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
 def _how(summary: Mapping[str, Any]) -> list[str]:
     last = summary["last_call"]
     texts = [
-        f"{summary['done']} runs, {summary['computing_hours']:.2f} hours of computing, "
+        f"{counted(summary['done'], 'run')}, {summary['computing_hours']:.2f} hours of computing, "
         f"maskmend {', '.join(summary['versions']) or summary['maskmend']}; {'; '.join(summary['machines'])}.",
         "Every method gets the same cases, masks, network, steps and schedule; seeds decide the division of the cases,"
         " the flaws, the initial weights and the order of patches. Scores are those of the last step: nothing is"
@@ -189,8 +220,8 @@ def _how(summary: Mapping[str, Any]) -> list[str]:
     ]
     if last["runs_per_hour"]:
         texts.append(
-            f"The last call did {last['runs']} runs in {clock(last['seconds'])} on {last['workers']} workers: "
-            f"{last['runs_per_hour']:g} runs per hour."
+            f"The last call did {counted(last['runs'], 'run')} in {clock(last['seconds'])} with "
+            f"{counted(last['workers'], 'worker')}: {last['runs_per_hour']:g} runs per hour."
         )
     return texts
 
@@ -210,8 +241,19 @@ def _markdown(title: str, lead: Sequence[str], sections: Sequence[Section]) -> s
 
 
 def _latex(compared: Comparison) -> str:
-    tables = [table.latex(table.overall_table(compared), "All conditions with flawed masks.")]
+    over = (
+        f"Means over {counted(compared.ranked, 'condition')} with flawed masks. p: Wilcoxon's signed-rank test over"
+        " conditions, Holm-corrected. Recovered: share of the gap to training on true masks. Time: of training,"
+        " relative."
+    )
+    within = (
+        f"Mean test Dice over seeds with its 95 % bootstrap interval, and gain over {compared.baseline} on the same"
+        " seeds. p: Wilcoxon's signed-rank test, Holm-corrected."
+    )
+    tables = [table.latex(table.overall_table(compared), over, "all", NOT_IN_PRINT)]
+    if clean := table.clean_table(compared):
+        tables.append(table.latex(clean, "Training on true masks.", "true-masks"))
     for condition in compared.lines:
-        caption = f"{condition.data}, {condition.title}."
-        tables.append(table.latex(table.condition_table(compared, condition), caption))
+        heading, found = f"{condition.data}, {condition.title}", table.condition_table(compared, condition)
+        tables.append(table.latex(found, f"{heading}. {within}", heading, NOT_IN_PRINT))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)

@@ -123,13 +123,13 @@ def _announce(
 
     known = {trial.data for trial, _ in done}
     firsts = {trial.data: trial for trial in reversed(waiting) if trial.data not in known}
-    probes = {}
+    probes, costs = {}, stored_costs()
     if len(waiting) > slots:  # else the first run itself tells soon enough
-        for _, answer in pool.map(estimate.probe, list(firsts.values())):
+        for trial, answer in pool.map(estimate.probe, list(firsts.values())):
             if "seconds" in answer:
-                probes[answer["data"]] = answer["seconds"]
-    left = estimate.seconds_left(waiting, done, probes, stored_costs())
-    where = "in this process" if slots == 1 else f"on {slots} workers"
+                probes[trial.data] = answer["seconds"] / estimate.cost_of(trial, costs)
+    left = estimate.seconds_left(waiting, done, probes, costs)
+    where = "one run after the other" if slots == 1 else f"on {slots} workers"
     if left is not None:
         message(f"estimated time: {clock(left / slots)} {where}, {clock(left)} of computing")
 

@@ -34,7 +34,7 @@ class Data(Section):
 
     `path` is looked up below `--data`. Cases are divided anew for every seed, patients kept whole, unless the data set
     marks test cases. `noise` names the noises of the file that this data set gets, with its own parameters where the
-    same severity needs others (null: none); without it, it gets all of them.
+    same severity needs others (null: none); without it, it gets all of them. `trusted` stands over that of the file.
     """
 
     path: str | None = None
@@ -42,6 +42,7 @@ class Data(Section):
     train: Count | None = None
     test: Count | None = None
     noise: dict[str, dict[str, Any] | None] | None = None
+    trusted: Share | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -157,6 +158,9 @@ def validate(tree: dict[str, Any], places: Mapping[str, str] | None = None) -> B
     """A nested mapping as a `Benchmark`, with every name in it checked."""
     if tree.get("methods") == "all":
         tree = tree | {"methods": independent_methods()}
+    for part in ("data", "noise"):  # `data.NAME=null` leaves one out
+        if isinstance(found := tree.get(part), Mapping):
+            tree = tree | {part: {name: value for name, value in found.items() if value is not None}}
     try:
         plan = Benchmark.model_validate(tree)
     except ValidationError as error:
@@ -166,8 +170,8 @@ def validate(tree: dict[str, Any], places: Mapping[str, str] | None = None) -> B
 
 
 def dump(plan: Benchmark) -> str:
-    """The benchmark as YAML that `load` reads back to an equal one."""
-    return to_yaml(plan.model_dump(mode="json", exclude_defaults=True))
+    """What was said of the benchmark, as YAML that `load` reads back to an equal one."""
+    return to_yaml(plan.model_dump(mode="json", exclude_unset=True))
 
 
 def independent_methods() -> list[str]:

@@ -10,6 +10,7 @@ from maskmend.data.atomic import write_text
 from maskmend.progress import message
 
 FOLDER = "runs"
+STATES = ("done", "failed")
 
 
 def save(out: Path, result: dict[str, Any]) -> None:
@@ -19,7 +20,7 @@ def save(out: Path, result: dict[str, Any]) -> None:
 
 
 def load(out: Path, keys: set[str]) -> dict[str, dict[str, Any]]:
-    """The stored results of these keys; a file that cannot be read counts as missing, with a message."""
+    """The stored results of these keys; a file that holds none counts as missing, with a message."""
     found = {}
     for key in sorted(keys):
         try:
@@ -29,8 +30,10 @@ def load(out: Path, keys: set[str]) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError):
             message(f"{_path(out, key).name} cannot be read; its run is done again")
             continue
-        if result.get("key") == key:
-            found[key] = result
+        if not isinstance(result, dict) or result.get("key") != key or result.get("status") not in STATES:
+            message(f"{_path(out, key).name} holds no result; its run is done again")
+            continue
+        found[key] = result
     return found
 
 
