@@ -208,7 +208,7 @@ def _name_row(axes: Axes, name: str) -> None:
 def _draw_panel(axes: Axes, shown: Panel) -> None:
     axes.imshow(_displayed(shown.image), interpolation="nearest", aspect=shown.aspect)
     if shown.heat is not None:
-        axes.imshow(_heat_colours(shown.heat), interpolation="nearest", aspect=shown.aspect)
+        axes.imshow(heat_colours(shown.heat), interpolation="nearest", aspect=shown.aspect)
     for label, colour, style in shown.contours:
         for value in np.unique(label[label > 0]):
             axes.contour(label == value, [0.5], colors=colour, linestyles=style, linewidths=1.4)
@@ -230,7 +230,7 @@ def _heat_map() -> Any:
     return LinearSegmentedColormap.from_list("noise", ["#7a0177", "#e7298a", "#ff7f50", "#ffe14d"])
 
 
-def _heat_colours(heat: np.ndarray) -> np.ndarray:
+def heat_colours(heat: np.ndarray) -> np.ndarray:
     """RGBA (H, W, 4): light and opaque where the map is high, transparent where it is 0."""
     clipped = np.clip(np.nan_to_num(heat), 0, 1)
     colours: np.ndarray = _heat_map()(clipped)
