@@ -14,7 +14,7 @@ import numpy as np
 
 from maskmend.errors import UsageError
 from maskmend.noise.base import KINDS, Annotation, Choice, LabelNoise, flaw
-from maskmend.noise.corrupt import Level, at_level, joined
+from maskmend.noise.corrupt import Level, Strengths, at_level, joined
 
 TOLERANCE = 0.01
 _CLOSE = 0.25  # bisection ends at this share of the tolerance
@@ -40,10 +40,13 @@ class Drawn:
     flawed: dict[int, np.ndarray] = field(default_factory=dict)
     levels: dict[int, Level] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._at = Strengths(self.truth, self.choice)
+
     def set_level(self, value: int, level: Level) -> None:
         """Flaw one class at a strength, weakened until enough of the class is left."""
         for _ in range(12):
-            label = at_level(self.truth, self.choice, level)
+            label = self._at(level)
             least = max(1.0, self.keep * (self.truth.label == value).sum())
             if self.keep <= 0 or (label == value).sum() >= least:
                 break
@@ -258,10 +261,10 @@ class ToChange(LabelNoise):
         if not self.share > 0:
             raise UsageError(f"{self.share} must be above 0", "share")
         inner = self.noise.choose(rng, annotation)
-        foreground = max(int((annotation.label > 0).sum()), 1)
+        foreground, at = max(int((annotation.label > 0).sum()), 1), Strengths(annotation, inner)
 
         def unchanged(level: Level) -> float:
-            return 1 - float((at_level(annotation, inner, level) != annotation.label).sum()) / foreground
+            return 1 - float((at(level) != annotation.label).sum()) / foreground
 
         strongest = max(KINDS[name].max_strength for name in _transforms(inner))
         level = bisect(unchanged, 1 - self.share, strongest, self.noise.smooth)

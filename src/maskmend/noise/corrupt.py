@@ -78,23 +78,50 @@ def chosen_classes(truth: Annotation, classes: Iterable[int] | None, ignore: int
 
 
 def at_level(truth: Annotation, choice: Mapping[str, Any], level: Level) -> np.ndarray:
-    """The flaw at a strength, or between two.
+    """The flaw at a strength, or between two: see `between`."""
+    return Strengths(truth, choice)(level)
+
+
+class Strengths:
+    """A flaw at any strength; the last two are remembered, for calibration ends between two and looks again and again.
+
+    Args:
+        truth: the label.
+        choice: what was drawn for it.
+    """
+
+    def __init__(self, truth: Annotation, choice: Mapping[str, Any]) -> None:
+        self.truth, self.choice = truth, choice
+        self._recent: dict[float, np.ndarray] = {}
+
+    def __call__(self, level: Level) -> np.ndarray:
+        """The flawed label (*S), an array of the caller's own."""
+        if isinstance(level, int | float):
+            return self._at(float(level)).copy()
+        low, high, share = level
+        return between(self._at(low), self._at(high), share)
+
+    def _at(self, strength: float) -> np.ndarray:
+        label = self._recent.pop(strength, None)
+        label = flaw(self.truth, self.choice, strength) if label is None else label
+        self._recent = {**dict(list(self._recent.items())[-1:]), strength: label}
+        return label
+
+
+def between(weaker: np.ndarray, stronger: np.ndarray, share: float) -> np.ndarray:
+    """The weaker of two flawed labels (*S) with a share of what the stronger one changes in addition.
 
     Voxels are whole: a millimetre more may add a whole ring of them. Between two strengths that differ by
     such a ring lies a part of it, in patches along the outline.
     """
-    if isinstance(level, int | float):
-        return flaw(truth, choice, float(level))
-    low, high, share = level
-    weaker, stronger = flaw(truth, choice, low), flaw(truth, choice, high)
-    places = np.argwhere(weaker != stronger)
+    result, places = weaker.copy(), np.argwhere(weaker != stronger)
     if len(places):
         first, last = places.min(0), places.max(0)
         rough = np.random.default_rng(0).standard_normal(last - first + 1)
         order = np.argsort(ndimage.gaussian_filter(rough, 2.0)[tuple((places - first).T)], kind="stable")
         taken = tuple(places[order[: round(share * len(places))]].T)
-        weaker[taken] = stronger[taken]
-    return weaker
+        result[taken] = stronger[taken]
+    return result
 
 
 def joined(truth: Annotation, flawed: Mapping[int, np.ndarray]) -> np.ndarray:

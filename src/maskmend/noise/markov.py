@@ -76,13 +76,11 @@ class MarkovWalk(RegionNoise):
     ) -> np.ndarray:
         """Walk, flip, smooth. A stronger walk begins with the weaker one's steps."""
         step = min(spacing_mm)
-        chances = [choice["take"] * step / size for size in spacing_mm]
-        walked = np.pad(region, 1)
+        outline = _Outline(region, [choice["take"] * step / size for size in spacing_mm])
         flips = np.random.default_rng(rng.integers(2**32)).random(region.shape)
         for _ in range(round(strength * choice["length_mm"] / step)):
-            grow = bool(rng.random() < choice["grow"])
-            _step(walked, grow, chances, rng)
-        inside = walked[(slice(1, -1),) * region.ndim]
+            outline.step(bool(rng.random() < choice["grow"]), rng)
+        inside = outline.region()
         near = ndimage.binary_dilation(inside, iterations=3)  # far away, the mean would undo them anyhow
         inside = inside ^ (near & (flips < choice["flip"] * min(1.0, strength)))
         sides = [2 * round(2 * step / size) + 1 for size in spacing_mm]
@@ -90,17 +88,54 @@ class MarkovWalk(RegionNoise):
         return smooth
 
 
-def _step(region: np.ndarray, grow: bool, chances: list[float], rng: np.random.Generator) -> None:
-    """Flip border voxels in place; `region` (*S) bool has a margin of one voxel that stays as it is."""
-    core = (slice(1, -1),) * region.ndim
-    other = region if grow else ~region  # the side that spreads
-    touched = {p: np.zeros([n - 2 for n in region.shape], bool) for p in sorted(set(chances))}
-    for axis, probability in enumerate(chances):
-        for shift in (slice(None, -2), slice(2, None)):
-            touched[probability] |= other[tuple(shift if a == axis else s for a, s in enumerate(core))]
-    border = np.flatnonzero(np.logical_or.reduce(list(touched.values())) & ~other[core])
-    chance = np.zeros(len(border))
-    for probability, where in touched.items():  # from the least to the largest: the nearest neighbour counts
-        chance[where.ravel()[border]] = probability
-    taken = border[rng.random(len(border)) < chance]
-    region[core][np.unravel_index(taken, where.shape)] = grow
+class _Outline:
+    """A region and the voxels on either side of its outline, kept up to date as voxels flip.
+
+    A walk has hundreds of steps and flips a few voxels in each: after a step only these and their neighbours
+    are looked at, not the image.
+
+    Args:
+        region: (*S) bool; what lies beyond the image counts as outside and stays so.
+        chances: by axis, the probability that a voxel joins a neighbour along it.
+    """
+
+    def __init__(self, region: np.ndarray, chances: list[float]) -> None:
+        padded = np.pad(region, 1)
+        self._shape, self._inside = padded.shape, padded.ravel()
+        self._flippable = np.pad(np.ones(region.shape, bool), 1).ravel()
+        strides = [stride // padded.itemsize for stride in padded.strides]
+        self._axes = sorted(zip(chances, strides, strict=True))
+        self._edges = {grow: np.zeros(padded.size, bool) for grow in (True, False)}
+        self._look(np.flatnonzero(ndimage.binary_dilation(padded) & ~ndimage.binary_erosion(padded)))
+
+    def region(self) -> np.ndarray:
+        """The region as it is now, (*S) bool."""
+        return self._inside.reshape(self._shape)[(slice(1, -1),) * len(self._shape)]
+
+    def step(self, grow: bool, rng: np.random.Generator) -> None:
+        """Let the region, or what is around it, take border voxels of the other."""
+        border = np.flatnonzero(self._edges[grow])
+        taken = border[rng.random(len(border)) < self._chance(border)]
+        self._inside[taken] = grow
+        self._look(np.concatenate([taken, *(taken + side * n for _, n in self._axes for side in (-1, 1))]))
+
+    def _chance(self, border: np.ndarray) -> np.ndarray | float:
+        """That of the nearest neighbour on the other side: axes come from the least chance to the largest."""
+        if self._axes[0][0] == self._axes[-1][0]:
+            return self._axes[0][0]
+        chance = np.zeros(len(border))
+        for probability, stride in self._axes:
+            chance[self._differs(border, stride)] = probability
+        return chance
+
+    def _look(self, places: np.ndarray) -> None:
+        """Note which of these voxels lie on the outline."""
+        places = places[self._flippable[places]]
+        differs = np.logical_or.reduce([self._differs(places, stride) for _, stride in self._axes])
+        inside = self._inside[places]
+        self._edges[True][places], self._edges[False][places] = differs & ~inside, differs & inside
+
+    def _differs(self, places: np.ndarray, stride: int) -> np.ndarray:
+        """Whether one of both neighbours along an axis is on the other side."""
+        inside = self._inside
+        return (inside[places - stride] != inside[places]) | (inside[places + stride] != inside[places])
