@@ -1,0 +1,173 @@
+"""Fit the audit to a data set, then judge its cases one at a time: memory holds one case, however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from maskmend.audit import calibration, population, voxels
+from maskmend.audit.calibration import Calibration
+from maskmend.audit.evidence import Evidence, gather
+from maskmend.audit.injection import inject
+from maskmend.audit.look import Look
+from maskmend.audit.population import Judge
+from maskmend.audit.voxels import VoxelJudge, VoxelSample
+
+FIT_ON = 400  # cases; more sharpen nothing
+INJECTED = 400  # errors made on purpose in all
+MOST_INJECTED = 4  # per case
+BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
+
+Looks = Callable[[Sequence[str]], Iterator[Look]]
+"""Gives the looks of the cases with these ids, in this order; asked several times."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the audit thinks of one case.
+
+    Args:
+        look: with calibrated probabilities.
+        evidence: the figures it rests on.
+        odds: log odds that the case is flawed.
+        noise: (*B) float32, how likely each voxel's label is wrong.
+    """
+
+    look: Look
+    evidence: Evidence
+    odds: float
+    noise: np.ndarray
+
+    @property
+    def flawed(self) -> float:
+        """Probability that the case has an error."""
+        return float(population._sigmoid(np.float64(self.odds)))
+
+    def confused(self) -> np.ndarray:
+        """(K, K) expected voxels by given (row) and true (column) class."""
+        look, classes = self.look, self.look.classes
+        joint = np.zeros((classes, classes))
+        valid = np.ones(look.label.shape, bool) if look.valid is None else look.valid
+        doubted = (self.noise > 0) & valid
+        noise, label = self.noise[doubted], look.label[doubted]
+        others = look.probs[:, doubted].astype(np.float64)
+        others[label, np.arange(len(label))] = 0
+        others *= noise / np.maximum(others.sum(axis=0), 1e-9)
+        for given in range(classes):
+            joint[given] = others[:, label == given].sum(axis=1)
+            joint[given, given] += (look.label[valid] == given).sum() - noise[label == given].sum()
+        return joint
+
+    def dice(self) -> np.ndarray:
+        """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent."""
+        return joint_dice(self.confused())
+
+
+def joint_dice(joint: np.ndarray) -> np.ndarray:
+    """Dice of each foreground class from counts by given and true class (K, K); NaN where neither has it."""
+    given, true = joint.sum(axis=1)[1:], joint.sum(axis=0)[1:]
+    total = given + true
+    return np.where(total > 0.5, 2 * np.diag(joint)[1:] / np.maximum(total, 1e-9), np.nan)
+
+
+@dataclass(frozen=True)
+class Auditor:
+    """The fitted audit; `judge` gives its opinion of a case."""
+
+    calibration: Calibration
+    population: Judge
+    voxels: VoxelJudge
+
+    def judge(self, look: Look) -> Opinion:
+        """The opinion of a case with uncalibrated probabilities."""
+        look = self.calibration(look)
+        evidence = gather(look)
+        odds = float(self.population.log_odds([evidence])[0])
+        return Opinion(look, evidence, odds, self.voxels.noise(look, odds))
+
+
+@dataclass
+class _Made:
+    """Errors made on purpose: their figures, and the case of each."""
+
+    evidence: list[Evidence] = field(default_factory=list)
+    samples: list[VoxelSample] = field(default_factory=list)
+    origin: list[int] = field(default_factory=list)
+
+
+def fit(
+    looks: Looks,
+    ids: Sequence[str],
+    trusted: frozenset[str] = frozenset(),
+    *,
+    seed: int = 0,
+    progress: Callable[[], object] = lambda: None,
+) -> Auditor:
+    """Learn what is usual in a data set and what errors look like to its models.
+
+    Args:
+        looks: opens cases.
+        ids: of all cases.
+        trusted: cases known to be clean.
+        seed: decides which cases are looked at where there are more than 400, and the errors made on purpose.
+        progress: called after each case and pass.
+    """
+    chosen = _chosen(ids, trusted, seed)
+    clean = np.array([case in trusted for case in chosen])
+    cases, samples = [], []
+    for number, look in enumerate(looks(chosen)):
+        cases.append(gather(look))
+        samples.append(calibration.sample(look, np.random.default_rng([seed, 11, number])))
+        progress()
+    trust = population.first_trust(cases, clean)
+    set_right = calibration.fit(samples, trust)
+    cases, sound, made = [], [], _Made()
+    each = _injections(trust)
+    for number, look in enumerate(looks(chosen)):
+        calibrated = set_right(look)
+        cases.append(gather(calibrated))
+        rng = np.random.default_rng([seed, 12, number])
+        sound.append(voxels.sample(calibrated, calibrated.label, rng))
+        for _ in range(each[number]):
+            _make(made, number, calibrated, rng)
+        progress()
+    origin = np.array(made.origin, int)
+    judge = population.fit(cases, made.evidence, origin, trust, clean)
+    return Auditor(set_right, judge, _fit_voxels(judge, cases, sound, made))
+
+
+def _chosen(ids: Sequence[str], trusted: frozenset[str], seed: int) -> list[str]:
+    if len(ids) <= FIT_ON:
+        return list(ids)
+    rng = np.random.default_rng([seed, 10])
+    order = sorted(rng.permutation(len(ids)).tolist(), key=lambda i: ids[i] not in trusted)
+    return [ids[i] for i in sorted(order[:FIT_ON])]
+
+
+def _injections(trust: np.ndarray) -> np.ndarray:
+    """(N,) how many errors to make in each case: where the mask is believed."""
+    wanted = trust > BELIEVABLE
+    each = min(MOST_INJECTED, -(-INJECTED // max(int(wanted.sum()), 1)))
+    return np.where(wanted, each, 0)
+
+
+def _make(made: _Made, number: int, look: Look, rng: np.random.Generator) -> None:
+    label = inject(look, rng)
+    if label is None:
+        return
+    wrong = look.with_label(label)
+    made.evidence.append(gather(wrong))
+    made.samples.append(voxels.sample(wrong, look.label, rng))
+    made.origin.append(number)
+
+
+def _fit_voxels(
+    judge: Judge, cases: Sequence[Evidence], sound: Sequence[VoxelSample], made: _Made
+) -> VoxelJudge:
+    origin = np.array(made.origin, int)
+    right = (1 - judge.rate) * population._share(judge.trust)
+    wrong = judge.rate * population._share(judge.trust[origin])
+    odds = np.concatenate([judge.log_odds(cases), judge.log_odds(made.evidence)])
+    return voxels.fit([*sound, *made.samples], odds, np.concatenate([right, wrong]))

@@ -1,0 +1,78 @@
+"""Errors made on purpose in the given masks, from which the audit learns what errors look like to these models."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from maskmend.audit.look import Look
+from maskmend.noise import (
+    Dilate,
+    DropComponents,
+    EdgeCircles,
+    Elastic,
+    Erode,
+    InventComponents,
+    LabelNoise,
+    Move,
+    SwapClasses,
+)
+from maskmend.noise.base import Annotation, flaw
+
+LEAST_CHANGE = 0.02  # of the foreground; less is no error worth learning
+_SEVERITY = (0.06, 0.6)  # of the foreground's radius
+_TRIES = 4
+MARGIN = 3
+
+
+def inject(look: Look, rng: np.random.Generator) -> np.ndarray | None:
+    """One random error in a mask: its label (*B) in place of the given one, None where nothing could be done.
+
+    Outlines too wide, too tight, moved, bent, bitten, wrong on a part only; parts left out, made up, or swapped.
+    How far is drawn relative to the size of what is drawn, evenly on a logarithmic scale, so that subtle errors are as
+    common as gross ones.
+    """
+    drawn = int((look.label > 0).sum())
+    if not drawn:
+        return None
+    for _ in range(_TRIES):
+        changed = _one(look, rng, _radius_mm(look, drawn))
+        if (changed != look.label).sum() > LEAST_CHANGE * drawn:
+            return changed
+    return None
+
+
+def _one(look: Look, rng: np.random.Generator, radius_mm: float) -> np.ndarray:
+    severity = float(np.exp(rng.uniform(*np.log(_SEVERITY))))
+    far = max(severity * radius_mm, 0.7 * min(look.spacing_mm))
+    near = (0.6 * far, 0.6 * far)
+    makers: dict[str, LabelNoise] = {
+        "dilate": Dilate(near),
+        "erode": Erode(near),
+        "move": Move((far, far), degrees=40 * severity),
+        "elastic": Elastic((far, far)),
+        "circles": EdgeCircles((far, far)),
+        "drop": DropComponents(0.5),
+        "invent": InventComponents((1, 1), (far, far), gap_mm=1.5 * far),
+    }
+    if look.classes > 2:
+        makers["swap"] = SwapClasses(0.6)
+    kind = str(rng.choice([*makers, "part", "part"]))
+    label = look.label.astype(np.int32)
+    annotation = Annotation(np.pad(label, MARGIN), look.spacing_mm)
+    inner = (slice(MARGIN, -MARGIN),) * label.ndim
+    maker = makers[str(rng.choice(["dilate", "erode"]))] if kind == "part" else makers[kind]
+    changed = flaw(annotation, maker.choose(rng, annotation))[inner]
+    if kind == "part":
+        wide = [max(0.5 * radius_mm / step, 1.5) for step in look.spacing_mm]
+        here = ndimage.gaussian_filter(rng.standard_normal(label.shape), wide) > 0
+        changed = np.where(here, changed, label)
+    if look.valid is not None:
+        changed = np.where(look.valid, changed, label)
+    return changed.astype(np.uint8)
+
+
+def _radius_mm(look: Look, voxels: int) -> float:
+    """Of a disc or ball as large as the foreground."""
+    volume = voxels * float(np.prod(look.spacing_mm))
+    return (volume / np.pi) ** 0.5 if look.label.ndim == 2 else (volume * 0.75 / np.pi) ** (1 / 3)

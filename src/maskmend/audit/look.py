@@ -1,0 +1,153 @@
+"""One case as the audit sees it: the given mask beside class probabilities, cut to where anything happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from maskmend.data.case import Case, Dataset, Geometry
+from maskmend.data.images import read_label
+from maskmend.errors import DataError
+
+LEAST = 1e-3
+"""Smallest probability that is believed: half precision and networks alike say little below it."""
+SURE = 0.02  # background that is less doubtful than this is cut away, with nothing drawn there
+MARGIN = 2
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of one case.
+
+    Args:
+        case: id.
+        probs: (K, *B) float32 in [LEAST, 1], background first, in the box.
+        label: (*B) uint8 class indices as given; 0 where not valid.
+        valid: (*B) bool, False where the label says "not annotated"; None: all of it counts.
+        spacing_mm: voxel size in the order of the axes.
+        box: where (*B) lies in the image.
+        shape: of the image, (*S).
+    """
+
+    case: str
+    probs: np.ndarray
+    label: np.ndarray
+    valid: np.ndarray | None
+    spacing_mm: tuple[float, ...]
+    box: tuple[slice, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return len(self.probs)
+
+    def given(self) -> np.ndarray:
+        """(*B) the probability of the given label."""
+        return np.take_along_axis(self.probs, self.label[None].astype(np.intp), axis=0)[0]
+
+    def with_label(self, label: np.ndarray) -> Look:
+        """The same case with another mask (*B)."""
+        return replace(self, label=label.astype(np.uint8))
+
+    def with_probs(self, probs: np.ndarray) -> Look:
+        """The same case with other probabilities (K, *B)."""
+        return replace(self, probs=probs)
+
+    def whole(self, part: np.ndarray, fill: float = 0) -> np.ndarray:
+        """A map (*B) on the image's own grid (*S), `fill` outside the box."""
+        full: np.ndarray = np.full(self.shape, fill, part.dtype)
+        full[self.box] = part
+        return full
+
+
+def look_at(
+    case: str,
+    probs: np.ndarray,
+    label: np.ndarray,
+    spacing_mm: Sequence[float],
+    valid: np.ndarray | None = None,
+) -> Look:
+    """Cut a case to the box in which a class other than background is drawn or possible.
+
+    Args:
+        case: id.
+        probs: (K, *S) probabilities, any float type.
+        label: (*S) class indices in 0 .. K - 1.
+        spacing_mm: voxel size in the order of the axes.
+        valid: (*S) bool, False where the label is not known.
+    """
+    active = (label > 0) | (probs[0] < 1 - SURE)
+    if valid is not None:
+        active &= valid
+    box = bounding_box(active, MARGIN)
+    inside = (slice(None), *box)
+    part, drawn = np.array(probs[inside], np.float32), label[box].astype(np.uint8)
+    known = None if valid is None or valid[box].all() else valid[box]
+    if known is not None:  # what nobody knows agrees with everything
+        drawn = np.where(known, drawn, 0).astype(np.uint8)
+        part[0, ~known], part[1:, ~known] = 1, 0
+    np.clip(part, LEAST, 1, out=part)
+    return Look(case, part, drawn, known, tuple(map(float, spacing_mm)), box, label.shape)
+
+
+def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
+    """The smallest box around (*S) bool, `margin` wider where the image allows; one voxel when it is empty."""
+    box = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if not len(hit):
+            return (slice(0, 1),) * mask.ndim
+        box.append(slice(max(int(hit[0]) - margin, 0), min(int(hit[-1]) + 1 + margin, mask.shape[axis])))
+    return tuple(box)
+
+
+def open_case(
+    case: Case, dataset: Dataset, probs: Callable[[Case], np.ndarray]
+) -> tuple[Look, np.ndarray, Geometry]:
+    """Read a case's mask and probabilities.
+
+    Args:
+        case: with a label.
+        dataset: names the classes, the ignore value and the spacing.
+        probs: gives (K, *S) for the case.
+
+    Returns:
+        The look, the mask as file values (*S), and the mask's geometry.
+
+    Raises:
+        DataError: shapes that do not belong together, or a value that is no class.
+    """
+    assert case.label is not None
+    values, geometry = read_label(case.label, spacing_mm=dataset.spacing_mm)
+    label, valid = class_indices(values, dataset, case.id)
+    if case.ignore is not None:
+        here = read_label(case.ignore)[0] == 0
+        valid = here if valid is None else valid & here
+    found = probs(case)
+    wanted = (len(dataset.labels), *values.shape)
+    if found.shape != wanted:
+        fact = (
+            f"probabilities of shape {found.shape} where {wanted} (classes, then the mask's axes) are needed"
+        )
+        raise DataError(fact, case.id, "give probabilities on the grid of the image")
+    return look_at(case.id, found, label, dataset.spacing_mm or geometry.spacing_mm, valid), values, geometry
+
+
+def class_indices(values: np.ndarray, dataset: Dataset, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """File values (*S) as class indices (*S) uint8, and where they are known (None: everywhere)."""
+    label, known = np.zeros(values.shape, np.uint8), np.zeros(values.shape, bool)
+    for index, value in enumerate(dataset.labels.values()):
+        here = values == value
+        label[here] = index
+        known |= here
+    if known.all():
+        return label, None
+    strange = np.unique(values[~known])
+    strange = strange[strange != dataset.ignore] if dataset.ignore is not None else strange
+    if len(strange):
+        fact = f"the mask holds the value(s) {', '.join(map(str, strange[:5]))}, which are no class"
+        raise DataError(fact, where, f"the classes are {dict(dataset.labels)}; name others in data.labels")
+    return label, known
