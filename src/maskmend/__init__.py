@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskmend import methods
+    from maskmend.audit.run import audit
     from maskmend.benchmark.run import benchmark
     from maskmend.config import Config
     from maskmend.config import load as load_config
@@ -27,6 +28,7 @@ __all__ = [
     "Method",
     "Run",
     "UserError",
+    "audit",
     "benchmark",
     "check",
     "demo",
@@ -56,7 +58,15 @@ _HOMES = {
     "read_label": "data.images",
     "write_label": "data.images",
 }
-_MODULES = ("benchmark", "demo", "evaluate", "methods", "predict", "train")  # callable, but for methods
+_MODULES = (
+    "audit",
+    "benchmark",
+    "demo",
+    "evaluate",
+    "methods",
+    "predict",
+    "train",
+)  # callable, but for methods
 
 
 def __getattr__(name: str) -> Any:

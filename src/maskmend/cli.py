@@ -196,6 +196,42 @@ def benchmark(
 
 
 @app.command()
+def audit(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Data set; or a run, whose model has seen its masks.")
+    ],
+    out: Out,
+    settings: Settings = None,
+    folds: Annotated[int | None, typer.Option("--folds", help="Models that share the cases; 5.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="How the folds are trained.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Judge with this run's model; trains nothing.")
+    ] = None,
+    probs: Annotated[
+        Path | None,
+        typer.Option("--probs", help="Judge with the probabilities in this folder; trains nothing."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Folds at the same time; 0: in this process.")
+    ] = 0,
+    config: File = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find the masks that are wrong: which to redraw first, where each is wrong, and a proposal for each."""
+    given = [*(settings or []), *([f"audit.folds={folds}"] if folds else [])]
+    options = _load(config, [*given, *([f"method.name={method}"] if method else [])])
+    from maskmend.audit.run import audit as run_audit
+
+    answer = run_audit(source, out, options, run=run, probs=probs, workers=workers, overwrite=overwrite)
+    if sys.stderr.isatty():
+        from maskmend.audit.overview import worst_table
+
+        _print_rich(worst_table(answer["records"]), stderr=True)
+    _print_json(answer) if as_json else print(answer["report"] or answer["table"])
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Method to explain; all are listed without it.")] = None,
     measure: Annotated[
@@ -382,11 +418,13 @@ def _message(text: str) -> None:
     message(text)
 
 
-def _print_rich(content: Any) -> None:
+def _print_rich(content: Any, *, stderr: bool = False) -> None:
     from rich.console import Console
 
     # Without a terminal rich would wrap at 80 columns, which breaks paths in logs and pipes.
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(content)
+    shown = sys.stderr if stderr else sys.stdout
+    console = Console(width=None if shown.isatty() else 160, highlight=False, markup=False, stderr=stderr)
+    console.print(content)
 
 
 def _print_json(value: Any) -> None:

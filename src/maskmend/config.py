@@ -222,6 +222,25 @@ class EvaluateConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**31, description="Decides the bootstrap samples.")
 
 
+class AuditConfig(Section):
+    """The audit."""
+
+    folds: int = Field(
+        default=5,
+        ge=2,
+        le=50,
+        description="Models that share the cases, so that each judges what it has not seen.",
+    )
+    axes: Literal["auto", "zyx", "xyz"] = Field(
+        default="auto",
+        description="How arrays of --probs lie: zyx slowest axis first (nnU-Net), xyz as nibabel and MONAI give them.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Decides the errors made on purpose.")
+    keep_probs: bool = Field(
+        default=False, description="Keep the probabilities of all cases in the audit folder."
+    )
+
+
 class Config(Section):
     """Everything that can be set. `Config()` holds the defaults; use `load` for files and `key=value`."""
 
@@ -231,6 +250,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    audit: AuditConfig = AuditConfig()
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",

@@ -154,10 +154,10 @@ def _injections(trust: np.ndarray) -> np.ndarray:
 
 
 def _make(made: _Made, number: int, look: Look, rng: np.random.Generator) -> None:
-    label = inject(look, rng)
-    if label is None:
+    error = inject(look, rng)
+    if error is None:
         return
-    wrong = look.with_label(label)
+    wrong = look.with_label(error[0])
     made.evidence.append(gather(wrong))
     made.samples.append(voxels.sample(wrong, look.label, rng))
     made.origin.append(number)

@@ -6,6 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from maskmend.audit.look import Look
+from maskmend.audit.record import Kind
 from maskmend.noise import (
     Dilate,
     DropComponents,
@@ -23,10 +24,14 @@ LEAST_CHANGE = 0.02  # of the foreground; less is no error worth learning
 _SEVERITY = (0.06, 0.6)  # of the foreground's radius
 _TRIES = 4
 MARGIN = 3
+KINDS: dict[str, Kind] = {
+    "dilate": "over-drawn", "erode": "under-drawn", "move": "shifted", "elastic": "mixed", "circles": "mixed",
+    "drop": "missing object", "invent": "invented object", "swap": "swapped class",
+}  # fmt: skip
 
 
-def inject(look: Look, rng: np.random.Generator) -> np.ndarray | None:
-    """One random error in a mask: its label (*B) in place of the given one, None where nothing could be done.
+def inject(look: Look, rng: np.random.Generator) -> tuple[np.ndarray, Kind] | None:
+    """One random error in a mask: the label (*B) in place of the given one, and its kind; None where none came about.
 
     Outlines too wide, too tight, moved, bent, bitten, wrong on a part only; parts left out, made up, or swapped.
     How far is drawn relative to the size of what is drawn, evenly on a logarithmic scale, so that subtle errors are as
@@ -36,13 +41,13 @@ def inject(look: Look, rng: np.random.Generator) -> np.ndarray | None:
     if not drawn:
         return None
     for _ in range(_TRIES):
-        changed = _one(look, rng, _radius_mm(look, drawn))
+        changed, kind = _one(look, rng, _radius_mm(look, drawn))
         if (changed != look.label).sum() > LEAST_CHANGE * drawn:
-            return changed
+            return changed, kind
     return None
 
 
-def _one(look: Look, rng: np.random.Generator, radius_mm: float) -> np.ndarray:
+def _one(look: Look, rng: np.random.Generator, radius_mm: float) -> tuple[np.ndarray, Kind]:
     severity = float(np.exp(rng.uniform(*np.log(_SEVERITY))))
     far = max(severity * radius_mm, 0.7 * min(look.spacing_mm))
     near = (0.6 * far, 0.6 * far)
@@ -57,19 +62,19 @@ def _one(look: Look, rng: np.random.Generator, radius_mm: float) -> np.ndarray:
     }
     if look.classes > 2:
         makers["swap"] = SwapClasses(0.6)
-    kind = str(rng.choice([*makers, "part", "part"]))
+    name = str(rng.choice([*makers, "part", "part"]))
+    partly, name = name == "part", str(rng.choice(["dilate", "erode"])) if name == "part" else name
     label = look.label.astype(np.int32)
     annotation = Annotation(np.pad(label, MARGIN), look.spacing_mm)
     inner = (slice(MARGIN, -MARGIN),) * label.ndim
-    maker = makers[str(rng.choice(["dilate", "erode"]))] if kind == "part" else makers[kind]
-    changed = flaw(annotation, maker.choose(rng, annotation))[inner]
-    if kind == "part":
+    changed = flaw(annotation, makers[name].choose(rng, annotation))[inner]
+    if partly:
         wide = [max(0.5 * radius_mm / step, 1.5) for step in look.spacing_mm]
         here = ndimage.gaussian_filter(rng.standard_normal(label.shape), wide) > 0
         changed = np.where(here, changed, label)
     if look.valid is not None:
         changed = np.where(look.valid, changed, label)
-    return changed.astype(np.uint8)
+    return changed.astype(np.uint8), KINDS[name]
 
 
 def _radius_mm(look: Look, voxels: int) -> float:

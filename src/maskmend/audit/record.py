@@ -96,8 +96,10 @@ class CaseRecord:
         worst: array index (*S) of the middle of the worst region, None for a sound mask.
         in_sample: the model that judges has seen this case with this mask.
         rater, site, group: as the data set names them.
-        image, label, noise_map, suggested: paths relative to the audit folder or absolute; None: not written.
+        image, label, noise_map, suggested: paths relative to the audit folder or absolute; None: not written. The
+            noise map lies in [0, 1], or in integers of which 255 stands for 1.
         spacing_mm, shape: of the image grid, array order.
+        remark: what else is to be said, e.g. which case the mask seems to be of.
     """
 
     case: str
@@ -124,6 +126,7 @@ class CaseRecord:
     classes: tuple[ClassRecord, ...] = ()
     components: tuple[ComponentRecord, ...] = ()
     structure: tuple[StructureFinding, ...] = field(default=())
+    remark: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain values; `from_json` reads them back."""

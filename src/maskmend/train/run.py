@@ -46,7 +46,7 @@ MODEL, PLAN, CONFIG, FACTS, FINGERPRINT = (
 )
 CHANGEABLE = (
     "train.steps", "train.workers", "train.threads", "train.checkpoint_every", "train.picture_every",
-    "train.tensorboard", "device", "predict", "evaluate", "data.cache",
+    "train.tensorboard", "device", "predict", "evaluate", "audit", "data.cache",
 )  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def _train_locked(
     shown = partial(track, description="preparing")
     cache = Cache.open(cases, plan, cache_folder, raters=raters, progress=shown)
     held = Cache.open(held_out, plan, cache_folder, raters=raters) if held_out else None
-    run_facts = _facts(config, cache, command, len(cases), len(held_out))
+    run_facts = _facts(config, cache, command, len(cases), len(held_out)) | {"dataset": str(dataset.root)}
     if raters:
         run_facts["raters"] = list(raters.names)
     if resume and _refuse_changes(out, config, run_facts):

@@ -1,0 +1,185 @@
+"""From the opinion of a case to its record and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskmend.audit import kinds
+from maskmend.audit.estimate import Opinion
+from maskmend.audit.record import CaseRecord, ClassRecord
+from maskmend.audit.selfcheck import SelfCheck, mean_dice
+from maskmend.audit.suggest import suggest
+from maskmend.data.case import Case, Dataset, Geometry
+from maskmend.data.images import label_suffix, suffix_of, write_image, write_label
+
+NOISE, SUGGESTED = "noise", "suggested"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A record with what the data-set level and the mix-ups need of the case."""
+
+    record: CaseRecord
+    joint: np.ndarray
+    offsets_mm: np.ndarray
+
+
+def judge_case(
+    case: Case,
+    opinion: Opinion,
+    values: np.ndarray,
+    geometry: Geometry,
+    dataset: Dataset,
+    check: SelfCheck,
+    out: Path,
+    usual_mm: np.ndarray,
+) -> Judged:
+    """Write a case's noise map and suggestion, and say in a record what is thought of it.
+
+    Args:
+        case: the case.
+        opinion: of it.
+        values: the mask as file values (*S).
+        geometry: of the mask.
+        dataset: names classes and values.
+        check: gives the interval of the quality.
+        out: the audit folder.
+        usual_mm: (K - 1,) signed offset of each class's outline from the model's in sound cases.
+    """
+    names = list(dataset.labels)
+    suggested, joint = suggest(opinion), opinion.confused()
+    offsets = class_offsets(opinion) - usual_mm
+    files: dict[str, Any] = _write(case, opinion, suggested, values, geometry, dataset, out)
+    dice = opinion.dice()
+    quality = mean_dice(dice)
+    low, high = check.interval(quality)
+    kind, sure = kinds.case_kind(opinion, suggested)
+    wrong = float(opinion.noise.sum())
+    area = max(int(((opinion.look.label > 0) | (suggested > 0)).sum()), 1)
+    share = min(wrong / area, 1.0)
+    record = CaseRecord(
+        case=case.id, priority=_rounded(opinion.flawed * share), quality=_rounded(quality), quality_low=_rounded(low),
+        quality_high=_rounded(high), flawed=_rounded(opinion.flawed), wrong_voxels=round(wrong, 1),
+        wrong_share=_rounded(share), kind=kind, kind_probability=_rounded(sure), worst=kinds.worst_place(opinion),
+        rater=_rater(case), site=case.site or "", group=case.group or "",
+        image=str(case.images[0]) if case.images else None, label=str(case.label), spacing_mm=opinion.look.spacing_mm,
+        shape=opinion.look.shape, components=kinds.components(opinion, suggested, names),
+        classes=tuple(
+            _class_record(opinion, suggested, joint, dice, offsets, k, name) for k, name in enumerate(names[1:], 1)
+        ),
+        **files,
+    )  # fmt: skip
+    return Judged(record, joint, offsets)
+
+
+def class_offsets(opinion: Opinion) -> np.ndarray:
+    """(K - 1,) signed offset in mm of each class's outline from the model's; NaN where neither has it."""
+    signed = opinion.evidence.signed
+    rows = signed if len(signed) == 1 else signed[1:]
+    return np.asarray(rows[:, 0])
+
+
+def mixed_up(record: CaseRecord, kind: Any, sure: float, quality: float) -> CaseRecord:
+    """The record of a mask that turned out to be mirrored or of another case."""
+    flawed = max(record.flawed, sure)
+    return replace(
+        record,
+        kind=kind,
+        kind_probability=_rounded(sure),
+        flawed=_rounded(flawed),
+        quality=_rounded(min(record.quality, quality)),
+        quality_low=_rounded(min(record.quality_low, quality)),
+        priority=_rounded(max(record.priority, flawed * record.wrong_share)),
+    )
+
+
+def _class_record(
+    opinion: Opinion,
+    suggested: np.ndarray,
+    joint: np.ndarray,
+    dice: np.ndarray,
+    offsets: np.ndarray,
+    index: int,
+    name: str,
+) -> ClassRecord:
+    given = int((opinion.look.label == index).sum())
+    wrong = float(joint[index].sum() + joint[:, index].sum() - 2 * joint[index, index])
+    missing = float(joint[:, index].sum() - joint[index, index])
+    estimated, offset = float(dice[index - 1]), float(offsets[index - 1])
+    return ClassRecord(
+        name=name,
+        given_voxels=given,
+        suggested_voxels=int((suggested == index).sum()),
+        estimated_dice=_rounded(estimated) if np.isfinite(estimated) else None,
+        wrong_share=_rounded(min(wrong / max(given + missing, 1.0), 1.0)),
+        offset_mm=_rounded(offset) if np.isfinite(offset) else None,
+        kind=kinds.class_kind(opinion, suggested, index)[0],
+    )
+
+
+def _write(
+    case: Case,
+    opinion: Opinion,
+    suggested: np.ndarray,
+    values: np.ndarray,
+    geometry: Geometry,
+    dataset: Dataset,
+    out: Path,
+) -> dict[str, str]:
+    """Noise map as 0 ... 255, and the suggestion where it differs from the mask; paths relative to `out`."""
+    assert case.label is not None
+    suffix = suffix_of(case.label) or label_suffix(case.images[0])
+    files = {"noise_map": f"{NOISE}/{case.id}{suffix}"}
+    noise = opinion.look.whole(np.rint(opinion.noise * 255).astype(np.uint8))
+    write_image(out / files["noise_map"], noise, geometry)
+    changed = suggested != opinion.look.label
+    target = out / SUGGESTED / f"{case.id}{suffix}"
+    if not changed.any():
+        target.unlink(missing_ok=True)  # of an earlier, interrupted audit
+        return files
+    better = values.copy()
+    part = better[opinion.look.box]
+    part[changed] = np.array(list(dataset.labels.values()), values.dtype)[suggested[changed]]
+    write_label(target, better, geometry)
+    return files | {"suggested": f"{SUGGESTED}/{case.id}{suffix}"}
+
+
+def _rater(case: Case) -> str:
+    return next((name for name, path in case.raters.items() if path == case.label), "")
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 4)
+
+
+def usual_offsets(signed_middle: np.ndarray) -> np.ndarray:
+    """(K - 1,) the offsets of sound cases from the middle (G, M) of the signed figures."""
+    rows = signed_middle if len(signed_middle) == 1 else signed_middle[1:]
+    return np.asarray(rows[:, 0])
+
+
+def table_rows(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
+    """One flat row per case for audit.csv."""
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {
+            key: getattr(record, key)
+            for key in (
+                "case", "priority", "flawed", "quality", "quality_low", "quality_high", "wrong_voxels", "wrong_share",
+                "kind", "kind_probability", "in_sample", "rater", "site", "group",
+            )
+        }  # fmt: skip
+        row["worst"] = " ".join(map(str, record.worst or ()))
+        row["structure"] = "; ".join(finding.check for finding in record.structure)
+        for one in record.classes:
+            row[f"dice {one.name}"] = one.estimated_dice
+            row[f"offset_mm {one.name}"] = one.offset_mm
+            row[f"kind {one.name}"] = one.kind
+        row["label"], row["suggested"] = record.label, record.suggested or ""
+        rows.append(row)
+    return rows

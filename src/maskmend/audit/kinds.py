@@ -1,0 +1,170 @@
+"""What kind of error a mask has: what one simple act would mend most of what is probably wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from maskmend.audit.estimate import Opinion
+from maskmend.audit.look import Look
+from maskmend.audit.record import ComponentRecord, Kind
+
+SOUND = 0.5  # probability of a flaw below which a case has no kind of error
+MAIN = 0.5  # share of the wrong voxels that one kind must explain
+ONE_WAY = 0.55  # of the wrong voxels: (too much - too little) / both
+APART = 0.15  # of a part may be shared with the other mask for it to be a part of its own
+LEAST_PART = 4  # voxels
+MOVED = 0.3  # of the difference that a shift must take away
+
+
+@dataclass(frozen=True)
+class Masses:
+    """Expected wrong voxels of one group of classes, maps (*B): drawn too much, and too little."""
+
+    extra: np.ndarray
+    missing: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return float(self.extra.sum() + self.missing.sum())
+
+
+def case_kind(opinion: Opinion, suggested: np.ndarray) -> tuple[Kind, float]:
+    """The main error of a case and how sure that is, in [0, 1]."""
+    if opinion.flawed < SOUND:
+        return "sound", 1 - opinion.flawed
+    joint = opinion.confused()
+    off = joint - np.diag(np.diag(joint))
+    swapped = float(off[1:, 1:].sum()) / max(float(off.sum()), 1e-9)
+    if swapped > MAIN:
+        return "swapped class", swapped
+    look = opinion.look
+    target = _target(opinion, suggested)
+    return _kind(masses(opinion), look.label > 0, target > 0, look)
+
+
+def class_kind(opinion: Opinion, suggested: np.ndarray, index: int) -> tuple[Kind, float]:
+    """The same of one class."""
+    mass = masses(opinion, index)
+    drawn = float((opinion.look.label == index).sum())
+    if opinion.flawed < SOUND or mass.total < 0.02 * drawn + 2:
+        return "sound", 1 - opinion.flawed
+    joint = opinion.confused()
+    other = [k for k in range(1, len(joint)) if k != index]
+    swapped = float(joint[index, other].sum() + joint[other, index].sum()) / max(mass.total, 1e-9)
+    if swapped > MAIN:
+        return "swapped class", min(swapped, 1.0)
+    target = _target(opinion, suggested)
+    return _kind(mass, opinion.look.label == index, target == index, opinion.look)
+
+
+def masses(opinion: Opinion, index: int | None = None) -> Masses:
+    """Expected wrong voxels of a class; None: of all foreground against background."""
+    look, noise = opinion.look, opinion.noise
+    chance = noise / np.maximum(1 - look.given(), 1e-3)
+    if index is None:
+        drawn, to_it = look.label > 0, 1 - look.probs[0]
+    else:
+        drawn, to_it = look.label == index, look.probs[index]
+    extra = np.where(drawn, np.minimum(chance * (1 - to_it), noise), 0)
+    return Masses(extra, np.where(drawn, 0, np.minimum(chance * to_it, noise)))
+
+
+def _target(opinion: Opinion, suggested: np.ndarray) -> np.ndarray:
+    """What the mask is compared with: the suggestion, or the model's own where hardly anything is suggested."""
+    look = opinion.look
+    if (suggested != look.label).sum() >= LEAST_PART:
+        return suggested
+    decided: np.ndarray = look.probs.argmax(axis=0)
+    return decided
+
+
+def _kind(mass: Masses, drawn: np.ndarray, target: np.ndarray, look: Look) -> tuple[Kind, float]:
+    total = max(mass.total, 1e-9)
+    shares: dict[Kind, float] = {
+        "missing object": float(mass.missing[parts_apart(target, drawn)].sum()) / total,
+        "invented object": float(mass.extra[parts_apart(drawn, target)].sum()) / total,
+        "wrong slice range": _at_the_ends(mass, drawn, target),
+    }
+    best = max(shares, key=lambda kind: shares[kind])
+    if shares[best] > MAIN:
+        return best, shares[best]
+    one_way = float(mass.extra.sum() - mass.missing.sum()) / total
+    moved = _explained_by_shift(drawn, target)
+    if abs(one_way) > ONE_WAY and abs(one_way) >= moved:
+        return ("over-drawn" if one_way > 0 else "under-drawn"), abs(one_way)
+    return ("shifted", moved) if moved > MOVED else ("mixed", 1 - max(abs(one_way), moved))
+
+
+def parts_apart(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The connected parts of a mask (*B) bool that hardly touch the other mask, (*B) bool."""
+    numbered, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    if not count:
+        return np.zeros(mask.shape, bool)
+    sizes = np.bincount(numbered.ravel())
+    shared = np.bincount(numbered[other], minlength=count + 1)
+    alone = (shared <= APART * sizes) & (sizes >= LEAST_PART)
+    alone[0] = False
+    found: np.ndarray = alone[numbered]
+    return found
+
+
+def components(opinion: Opinion, suggested: np.ndarray, names: Sequence[str]) -> tuple[ComponentRecord, ...]:
+    """The parts that are doubted as a whole, most doubtful first.
+
+    Args:
+        opinion: of the case.
+        suggested: (*B).
+        names: of all classes, background first.
+    """
+    look, found = opinion.look, []
+    start = [one.start for one in look.box]
+    for index, name in enumerate(names[1:], 1):
+        given, better = look.label == index, suggested == index
+        for present, mask, other in ((True, given, better), (False, better, given)):
+            numbered, count = ndimage.label(parts_apart(mask, other), np.ones((3,) * mask.ndim))
+            for part in range(1, count + 1):
+                here = numbered == part
+                places = np.argwhere(here)
+                middle = places[np.square(places - places.mean(0)).sum(1).argmin()]
+                centre = tuple(int(a + b) for a, b in zip(middle, start, strict=True))
+                doubt = float(opinion.noise[here].mean())
+                found.append(ComponentRecord(name, present, int(here.sum()), round(doubt, 4), centre))
+    return tuple(sorted(found, key=lambda one: -one.probability))
+
+
+def worst_place(opinion: Opinion) -> tuple[int, ...] | None:
+    """Array index (*S) in the middle of where most wrong voxels lie together; None for a sound mask."""
+    if opinion.flawed < SOUND or not opinion.noise.any():
+        return None
+    size = max(3, round(0.1 * float(np.mean(opinion.noise.shape))))
+    crowd = ndimage.uniform_filter(opinion.noise, size, mode="constant")
+    at = np.unravel_index(int((crowd * (opinion.noise > 0.5 * opinion.noise.max())).argmax()), crowd.shape)
+    return tuple(int(a + one.start) for a, one in zip(at, opinion.look.box, strict=True))
+
+
+def _at_the_ends(mass: Masses, drawn: np.ndarray, target: np.ndarray) -> float:
+    """Share of the wrong voxels in slices where only one of both masks has anything, two slices or more; 3-D only."""
+    if drawn.ndim < 3 or not drawn.any() or not target.any():
+        return 0.0
+    most = 0.0
+    for axis in range(drawn.ndim):
+        axes = tuple(a for a in range(drawn.ndim) if a != axis)
+        alone = drawn.any(axis=axes) != target.any(axis=axes)
+        if alone.sum() >= 2:
+            wrong = (mass.extra + mass.missing).sum(axis=axes)
+            most = max(most, float(wrong[alone].sum()) / max(mass.total, 1e-9))
+    return most
+
+
+def _explained_by_shift(drawn: np.ndarray, target: np.ndarray) -> float:
+    """Share of the difference that goes away when the mask is moved by the distance of the centres."""
+    if not drawn.any() or not target.any() or (before := int((drawn != target).sum())) == 0:
+        return 0.0
+    step = np.array([np.mean(b) - np.mean(a) for a, b in zip(drawn.nonzero(), target.nonzero(), strict=True)])
+    moved = ndimage.shift(drawn.astype(np.float32), step, order=1) > 0.5
+    return max(0.0, 1 - int((moved != target).sum()) / before)

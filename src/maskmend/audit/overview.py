@@ -1,0 +1,34 @@
+"""The worst cases as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def worst_table(records: Sequence[Mapping[str, Any]], shown: int = 10) -> Table:
+    """The first `shown` records (plain values, worst first)."""
+    from rich.table import Table
+
+    flawed = sum(float(record["flawed"]) for record in records)
+    title = f"{len(records)} masks, about {flawed:.0f} of them with an error worth mending"
+    table = Table(title=title, title_justify="left")
+    table.add_column("case")
+    for name in ("flawed", "est. Dice", "90 % interval", "wrong voxels"):
+        table.add_column(name, justify="right")
+    table.add_column("kind of error")
+    table.add_column("where")
+    for record in records[:shown]:
+        table.add_row(
+            str(record["case"]),
+            f"{record['flawed']:.0%}",
+            f"{record['quality']:.2f}",
+            f"{record['quality_low']:.2f} to {record['quality_high']:.2f}",
+            f"{record['wrong_voxels']:,.0f}",
+            str(record["kind"]),
+            ", ".join(map(str, record["worst"] or ())),
+        )
+    return table

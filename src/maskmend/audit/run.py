@@ -1,0 +1,358 @@
+"""The audit verb: which masks of a data set to redraw, where each is wrong, and what it should be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskmend.audit import estimate
+from maskmend.audit.dataset_level import Totals, budget
+from maskmend.audit.estimate import Auditor
+from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
+from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
+from maskmend.audit.look import Look, open_case
+from maskmend.audit.mixups import BETTER, FITS, Mixups, mirrored_fit
+from maskmend.audit.record import CaseRecord
+from maskmend.audit.selfcheck import SelfCheck
+from maskmend.audit.sources import Probs, ProbsFolder, stored
+from maskmend.audit.store import Store
+from maskmend.config import Config, dump
+from maskmend.data.atomic import write_text
+from maskmend.data.case import Case, Dataset
+from maskmend.data.images import read_case
+from maskmend.errors import DataError, Interrupted, UsageError
+from maskmend.progress import bar, message
+from maskmend.train.lock import locked
+
+STATE, ANSWER, TABLE = "state.json", "audit.json", "audit.csv"
+FORMAT = "maskmend audit 1"
+LEAST_CASES = 10
+_OURS = (
+    STATE, ANSWER, TABLE, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS, CACHE, NOISE,
+    SUGGESTED,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is audited, and with whose probabilities.
+
+    Args:
+        dataset: with its classes named.
+        cases: those with a mask, sorted by id.
+        source: "folds", "run" or "files".
+        out: the audit folder.
+        config: settings.
+        place: the run or the folder of probabilities; None for folds.
+    """
+
+    dataset: Dataset
+    cases: tuple[Case, ...]
+    source: str
+    out: Path
+    config: Config
+    place: Path | None = None
+
+
+def audit(
+    source: Path | str,
+    out: Path | str,
+    config: Config | None = None,
+    *,
+    run: Path | str | None = None,
+    probs: Path | str | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Find the masks that are wrong, and say where and how.
+
+    Without `run` and `probs` a model is trained for each fold of the data, so that every mask is judged by a model
+    that has not seen it. The same call goes on where it stopped.
+
+    Args:
+        source: a data set, or a run folder: its training data are then judged by its own model, which has seen them.
+        out: the audit folder; made if missing.
+        config: settings; `audit.*`, and those of the folds' runs.
+        run: judge with this run's model instead of training any.
+        probs: judge with the probabilities in this folder, made by another program.
+        workers: folds trained at the same time (Ray); 0: one after the other in this process.
+        overwrite: begin anew where `out` holds another audit.
+
+    Returns:
+        What is in `audit.json`: "facts", "records" worst first, and the paths "table" and "report".
+
+    Raises:
+        UsageError: `out` holds another audit, or options exclude one another.
+        DataError: faults of the data or of the probabilities. Interrupted: Ctrl-C; the same call goes on.
+    """
+    out, config = Path(out), config or Config()
+    job = _job(Path(source), out, config, run, probs)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _claim(job, overwrite)
+        if (out / ANSWER).exists():
+            message("already finished; --overwrite begins anew")
+            answer: dict[str, Any] = json.loads((out / ANSWER).read_text())
+            return answer
+        try:
+            return _audited(job, workers)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped", out, "the same command goes on from there") from None
+
+
+def _job(source: Path, out: Path, config: Config, run: Path | str | None, probs: Path | str | None) -> Job:
+    from maskmend.data.check import check
+
+    if run is not None and probs is not None:
+        raise UsageError("a run and probabilities exclude one another", "--run, --probs", "leave one out")
+    if (source / "plan.json").is_file() and (source / "run.json").is_file():
+        if run is not None:
+            raise UsageError("is a run; give a data set with --run", source)
+        run, source = source, _data_of(source)
+    result = check(source, data=config.data, quick=True)
+    result.raise_errors()
+    for finding in result.warnings[:5]:
+        message(f"warning: {finding.line()}")
+    dataset = result.dataset
+    assert dataset is not None
+    cases = tuple(sorted((case for case in dataset.train if case.label), key=lambda case: case.id))
+    if len(cases) < LEAST_CASES:
+        fact = f"{len(cases)} cases with a mask; what is usual cannot be told from fewer than {LEAST_CASES}"
+        raise DataError(fact, dataset.root, "look at them one by one (`maskmend check --sheet`)")
+    if probs is not None:
+        return Job(dataset, cases, "files", out, config, Path(probs))
+    return Job(dataset, cases, "run" if run else "folds", out, config, Path(run) if run else None)
+
+
+def _data_of(run: Path) -> Path:
+    """Where a run's data set lay when it was trained."""
+    root = json.loads((run / "run.json").read_text()).get("dataset")
+    if root is None or not Path(root).exists():
+        fact = f"its data set is not at {root} any more" if root else "does not say where its data set is"
+        raise UsageError(fact, run, f"maskmend audit DATASET --run {run} -o ...")
+    return Path(root)
+
+
+def _claim(job: Job, overwrite: bool) -> None:
+    """Refuse a folder of something else; note what this audit is of."""
+    strange = [
+        path.name for path in job.out.iterdir() if path.name not in _OURS and not path.name.startswith(".")
+    ]
+    if strange and not (job.out / STATE).exists():
+        raise UsageError(f"holds something that is no audit ({strange[0]})", job.out, "give a new folder")
+    state, path = _state(job), job.out / STATE
+    if overwrite:
+        _clear(job.out)
+    elif path.exists():
+        before = json.loads(path.read_text())
+        changed = [key for key in state if before.get(key) != state[key]]
+        if changed:
+            remedy = "--overwrite begins anew, or give another folder"
+            raise UsageError(f"holds an audit with another {', '.join(changed)}", job.out, remedy)
+    write_text(path, json.dumps(state))
+
+
+def _clear(out: Path) -> None:
+    for name in _OURS:
+        path = out / name
+        if name == "LOCK" or not path.exists():
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _state(job: Job) -> dict[str, Any]:
+    """What must be equal for an audit to go on."""
+    settings = job.config.model_dump(mode="json")
+    for key in ("device", "evaluate"):
+        settings.pop(key)
+    for key in ("workers", "threads", "tensorboard", "picture_every", "checkpoint_every"):
+        settings["train"].pop(key)
+    settings["audit"].pop("keep_probs")
+    return {
+        "format": FORMAT,
+        "data set": str(job.dataset.root),
+        "source": [job.source, str(job.place.resolve()) if job.place else None],
+        "configuration": settings,
+        "set of files": {case.id: _identity(case) for case in job.cases},
+    }
+
+
+def _identity(case: Case) -> list[list[int]]:
+    """Size and change time of each file: enough to notice a mask that was redrawn."""
+    files = [*case.images, *([case.label] if case.label else []), *([case.ignore] if case.ignore else [])]
+    return [[stat.st_size, stat.st_mtime_ns] for stat in (file.stat() for file in files)]
+
+
+def _audited(job: Job, workers: int) -> dict[str, Any]:
+    began = time.monotonic()
+    probs = _source(job, workers)
+    by_id = {case.id: case for case in job.cases}
+
+    def looks(ids: Sequence[str]) -> Iterator[Look]:
+        return (open_case(by_id[case], job.dataset, probs)[0] for case in ids)
+
+    ids = [case.id for case in job.cases]
+    with bar("learning what is usual", 2 * min(len(ids), estimate.FIT_ON)) as shown:
+        trusted = frozenset(case.id for case in job.cases if case.trusted)
+        auditor = estimate.fit(looks, ids, trusted, seed=job.config.audit.seed, progress=shown.update)
+    check = SelfCheck.of(auditor, looks, ids, job.config.audit.seed)
+    records, totals = _judged(job, auditor, check, probs)
+    facts = _facts(job, auditor, check, records, totals) | {"seconds": round(time.monotonic() - began, 1)}
+    return _written(job, records, facts)
+
+
+def _source(job: Job, workers: int) -> Probs:
+    """The probabilities of every case, trained for or found."""
+    if job.source == "folds":
+        dataset = replace(job.dataset, cases=job.cases)
+        return stored(judge_by_folds(dataset, job.out, job.config, job.config.audit.folds, workers))
+    assert job.place is not None
+    if job.source == "files":
+        folder = ProbsFolder(job.place, job.dataset, job.config.audit.axes)
+        folder.check(job.cases)
+        return folder
+    from maskmend.train.run import Run
+
+    model, store = Run.open(job.place), Store(job.out / PROBS)
+    if list(model.labels.values()) != list(job.dataset.labels.values()):
+        fact = f"the run's classes are {model.labels}, the data set's {dict(job.dataset.labels)}"
+        raise UsageError(fact, job.place, "audit the data set it was trained on")
+    predict_cases(
+        model, [case for case in job.cases if not store.has(case.id)], job.dataset, store, job.config
+    )
+    return stored(store)
+
+
+def _judged(job: Job, auditor: Auditor, check: SelfCheck, probs: Probs) -> tuple[list[CaseRecord], Totals]:
+    """Every case's record, worst first, with its files written."""
+    from maskmend.audit.structure import structure_findings, volume_outliers
+
+    totals, mixups, records = Totals(list(job.dataset.labels)), Mixups(), []
+    mirrored: dict[str, tuple[float, float]] = {}
+    volumes: dict[str, dict[str, float]] = {}
+    usual = usual_offsets(auditor.population.usual.signed[0])
+    with bar("judging masks", len(job.cases)) as shown:
+        for case in job.cases:
+            look, values, geometry = open_case(case, job.dataset, probs)
+            opinion = auditor.judge(look)
+            done = judge_case(case, opinion, values, geometry, job.dataset, check, job.out, usual)
+            totals.add(done.joint, done.offsets_mm, done.record.rater, done.record.site)
+            mixups.add(opinion)
+            if done.record.quality < FITS:
+                mirrored[case.id] = mirrored_fit(opinion)
+            image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
+            classes = dict(job.dataset.labels)
+            found = structure_findings(values, look.spacing_mm, classes, image)
+            voxel = float(np.prod(look.spacing_mm))
+            volumes[case.id] = {
+                name: float((values == value).sum() * voxel) for name, value in list(classes.items())[1:]
+            }
+            records.append(
+                replace(
+                    done.record, structure=tuple(found), in_sample=job.source == "run" and not case.trusted
+                )
+            )
+            shown.update(1)
+    outliers = volume_outliers(volumes)
+    records = [replace(one, structure=(*one.structure, *outliers.get(one.case, ()))) for one in records]
+    return sorted(_with_mixups(records, mixups, mirrored), key=lambda one: (-one.priority, one.case)), totals
+
+
+def _with_mixups(
+    records: Sequence[CaseRecord], mixups: Mixups, mirrored: dict[str, tuple[float, float]]
+) -> Iterator[CaseRecord]:
+    elsewhere = mixups.elsewhere()
+    for record in records:
+        own, flipped = mirrored.get(record.case, (1.0, 0.0))
+        if flipped > FITS and flipped - own > BETTER:
+            yield mixed_up(record, "left-right flip", min(1.0, flipped), own)
+        elif record.case in elsewhere:
+            other, sure = elsewhere[record.case]
+            yield replace(mixed_up(record, "wrong file", sure, record.quality), remark=f"fits {other}")
+        else:
+            yield record
+
+
+def _facts(
+    job: Job, auditor: Auditor, check: SelfCheck, records: Sequence[CaseRecord], totals: Totals
+) -> dict[str, Any]:
+    flawed = np.array([record.flawed for record in records])
+    wide = 1.64 * float(np.sqrt((flawed * (1 - flawed)).sum()))
+    return {
+        "maskmend": version("maskmend"),
+        "dataset": str(job.dataset.root),
+        "source": job.source,
+        "probabilities": str(job.place) if job.place else None,
+        "in_sample": job.source == "run",
+        "folds": job.config.audit.folds if job.source == "folds" else None,
+        "method": job.config.method.name if job.source == "folds" else None,
+        "cases": len(records),
+        "classes": dict(job.dataset.labels),
+        "flawed": {
+            "expected": round(float(flawed.sum()), 1),
+            "low": round(max(0.0, float(flawed.sum()) - wide), 1),
+            "high": round(min(float(len(records)), float(flawed.sum()) + wide), 1),
+        },
+        "model_bias_mm": {
+            name: round(float(offset), 3)
+            for name, offset in zip(
+                list(job.dataset.labels)[1:], usual_offsets(auditor.population.usual.signed[0]), strict=True
+            )
+        },
+        "check": check.facts(),
+        "budget": budget(records),
+        **totals.facts(),
+    }
+
+
+def _written(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any]) -> dict[str, Any]:
+    """Table, report, then the answer: with it the audit is finished."""
+    write_text(job.out / TABLE, _csv(table_rows(records)))
+    report = _report(job, records, facts)
+    answer = {
+        "facts": facts,
+        "table": str(job.out / TABLE),
+        "report": str(report) if report else None,
+        "records": [record.to_json() for record in records],
+    }
+    if not job.config.audit.keep_probs:
+        shutil.rmtree(job.out / PROBS, ignore_errors=True)
+    shutil.rmtree(job.out / CACHE, ignore_errors=True)
+    write_text(job.out / ANSWER, json.dumps(_finite(answer), indent=1, ensure_ascii=False) + "\n")
+    return answer
+
+
+def _report(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any]) -> Path | None:
+    from maskmend.audit.report import write_audit_report
+
+    write: Callable[..., Path] = write_audit_report
+    return write(job.out, job.dataset, records, facts | {"settings": dump(job.config)})
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN; NumPy's numbers become Python's."""
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

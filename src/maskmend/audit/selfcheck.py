@@ -1,0 +1,142 @@
+"""The audit's exam: fresh errors made on purpose in believed masks, judged like any other case.
+
+It says how far the figures can be trusted on *this* data set with *these* models, and gives the estimated Dice its
+interval. It is an exam on made-up errors: those of people may be harder or easier to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maskmend.audit.estimate import Auditor, Looks, Opinion, joint_dice
+from maskmend.audit.injection import inject
+from maskmend.audit.kinds import case_kind
+from maskmend.audit.record import Kind
+from maskmend.audit.suggest import suggest
+
+CASES = 100
+PER_CASE = 2
+LEVEL = 0.9
+NEIGHBOURS = 40
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One mask of the exam.
+
+    Args:
+        quality, true_quality: estimated and true Dice.
+        odds: log odds that it is flawed.
+        kind, true_kind: of its error; "sound" for masks as given.
+        mended: true Dice of the suggested mask.
+        noise, wrong: expected and true number of wrong voxels.
+    """
+
+    quality: float
+    true_quality: float
+    odds: float
+    kind: Kind
+    true_kind: Kind
+    mended: float
+    noise: float
+    wrong: int
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """All answers with their weights, which stand for the estimated share of flawed cases."""
+
+    answers: tuple[Answer, ...]
+    rate: float
+
+    @classmethod
+    def of(cls, auditor: Auditor, looks: Looks, ids: Sequence[str], seed: int = 0) -> SelfCheck:
+        """Examine an auditor on at most 100 of the cases with these ids, whose masks are believed."""
+        rng = np.random.default_rng([seed, 20])
+        chosen = [ids[i] for i in sorted(rng.permutation(len(ids))[:CASES])]
+        answers = []
+        for look in looks(chosen):
+            opinion = auditor.judge(look)
+            if opinion.flawed < 0.5:
+                answers.append(_answer(opinion, look.label, "sound"))
+            else:
+                continue
+            for _ in range(PER_CASE):
+                if error := inject(look, rng):
+                    answers.append(_answer(auditor.judge(look.with_label(error[0])), look.label, error[1]))
+        return cls(tuple(answers), auditor.population.rate)
+
+    def interval(self, quality: float) -> tuple[float, float]:
+        """The 90 % interval of the true Dice of a mask whose estimated one is `quality`."""
+        if not self.answers:
+            return 0.0, 1.0
+        estimated = np.array([one.quality for one in self.answers])
+        off = np.array([one.true_quality for one in self.answers]) - estimated
+        near = np.argsort(np.abs(estimated - quality), kind="stable")[:NEIGHBOURS]
+        weight = self._weights()[near]
+        low = _quantile(off[near], weight, (1 - LEVEL) / 2)
+        high = _quantile(off[near], weight, (1 + LEVEL) / 2)
+        return float(np.clip(quality + min(low, 0), 0, 1)), float(np.clip(quality + max(high, 0), 0, 1))
+
+    def facts(self) -> dict[str, Any]:
+        """How well the exam went; empty when no mask was believed."""
+        wrong = [one for one in self.answers if one.true_kind != "sound"]
+        sound = [one for one in self.answers if one.true_kind == "sound"]
+        if len(wrong) < 5 or len(sound) < 5:
+            return {}
+        above = np.array([[one.odds] for one in wrong]) > np.array([one.odds for one in sound])
+        qualities = np.array([(one.quality, one.true_quality) for one in wrong])
+        named = [one for one in wrong if one.kind != "sound"]
+        return {
+            "masks": len(self.answers),
+            "auroc": round(float(above.mean()), 4),
+            "dice_correlation": round(float(np.corrcoef(qualities.T)[0, 1]), 4),
+            "kind_accuracy": round(float(np.mean([one.kind == one.true_kind for one in named])), 4)
+            if named
+            else None,
+            "flawed_dice": round(float(qualities[:, 1].mean()), 4),
+            "mended_dice": round(float(np.mean([one.mended for one in wrong])), 4),
+            "sound_mended_dice": round(float(np.mean([one.mended for one in sound])), 4),
+            "expected_wrong": round(sum(one.noise for one in wrong)),
+            "true_wrong": sum(one.wrong for one in wrong),
+        }
+
+    def _weights(self) -> np.ndarray:
+        sound = np.array([one.true_kind == "sound" for one in self.answers])
+        return np.where(sound, (1 - self.rate) / max(sound.sum(), 1), self.rate / max((~sound).sum(), 1))
+
+
+def mean_dice(dice: np.ndarray) -> float:
+    """Mean over the classes that are there; 1 when there are none."""
+    there = dice[np.isfinite(dice)]
+    return float(there.mean()) if len(there) else 1.0
+
+
+def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:
+    classes, label = opinion.look.classes, opinion.look.label
+    suggested = suggest(opinion)
+    return Answer(
+        quality=mean_dice(opinion.dice()),
+        true_quality=mean_dice(joint_dice(_counts(label, truth, classes))),
+        odds=opinion.odds,
+        kind=case_kind(opinion, suggested)[0],
+        true_kind=true_kind,
+        mended=mean_dice(joint_dice(_counts(suggested, truth, classes))),
+        noise=float(opinion.noise.sum()),
+        wrong=int((label != truth).sum()),
+    )
+
+
+def _counts(given: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    pairs = given.astype(np.int64) * classes + truth
+    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
+
+
+def _quantile(values: np.ndarray, weight: np.ndarray, level: float) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weight[order])
+    return float(values[order][min(int(np.searchsorted(total, level * total[-1])), len(values) - 1)])

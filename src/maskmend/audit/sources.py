@@ -1,0 +1,188 @@
+"""Where probabilities come from: models by fold, a run's own model, or files of another program."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskmend.audit.store import Store
+from maskmend.data.case import Case, Dataset
+from maskmend.data.images import read_image, read_label
+from maskmend.errors import DataError, UsageError
+
+Probs = Callable[[Case], np.ndarray]
+"""Gives the probabilities (K, *S) of a case on its own grid, float32, background first."""
+
+ARRAYS = (".npz", ".npy")
+VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
+KEYS = ("probabilities", "softmax", "probs", "pred", "arr_0")
+NEAR_ONE = 0.02
+
+
+def stored(store: Store) -> Probs:
+    """The probabilities that the folds or a run left in a store."""
+    return lambda case: store.read(case.id)
+
+
+class ProbsFolder:
+    """A folder of probabilities made elsewhere (nnU-Net, MONAI, or any program).
+
+    Accepted for a case `ID` with K classes: `ID.npz` or `ID.npy`, (K, *S); `ID.nii.gz` with the classes on the fourth
+    axis; or one file per class, `ID_0.nii.gz` ... or `ID_NAME.nii.gz`, where the background may be left out.
+    Probabilities of the foreground class alone, (*S) or K = 1, are taken for two-class data. Files may also be in a
+    subfolder `probs`, where `maskmend predict` puts them.
+
+    Args:
+        folder: with the files.
+        dataset: its classes and cases.
+        axes: how arrays lie: "zyx" slowest first, as nnU-Net and maskmend; "xyz" as MONAI and nibabel; "auto" goes by
+            the shape, and where both fit by which agrees with the masks.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, axes: str = "auto") -> None:
+        if not folder.is_dir():
+            raise UsageError("is no folder", folder, "give the folder with the probabilities of the cases")
+        inner = folder / "probs"
+        self.folder = inner if inner.is_dir() else folder
+        self.dataset, self.axes = dataset, axes
+        self.files = {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file()}
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Refuse a folder in which cases are missing, before any work is done.
+
+        Raises:
+            DataError: names the first cases without probabilities.
+        """
+        missing = [case.id for case in cases if not self._find(case.id)]
+        if missing:
+            there = ", ".join(list(self.files)[:3]) or "nothing"
+            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            fact = f"no probabilities for {len(missing)} of {len(cases)} cases: {shown}; there is {there}"
+            names = f"{missing[0]}.npz, {missing[0]}.npy, {missing[0]}.nii.gz or {missing[0]}_0.nii.gz ..."
+            raise DataError(fact, self.folder, f"name them {names}")
+
+    def __call__(self, case: Case) -> np.ndarray:
+        """The probabilities of a case.
+
+        Raises:
+            DataError: no file, another number of classes, another grid, or values that are no probabilities.
+        """
+        found = self._find(case.id)
+        if not found:
+            raise DataError("no probabilities", case.id, f"expected in {self.folder}")
+        if len(found) > 1:
+            parts = [self._array(path, 1) for path in found]
+            shapes = {part.shape for part in parts}
+            if len(shapes) > 1:
+                raise DataError(f"files of one case differ in shape: {sorted(shapes)}", found[0])
+            probs = np.concatenate(parts)
+        else:
+            probs = self._array(found[0], None)
+        return self._checked(probs, case, found[0])
+
+    def _find(self, case: str) -> list[Path]:
+        for suffix in (*ARRAYS, *VOLUMES):
+            if f"{case}{suffix}" in self.files:
+                return [self.files[f"{case}{suffix}"]]
+        names = list(self.dataset.labels)
+        for suffix in (*VOLUMES, *ARRAYS):
+            by_number = self._by_number(case, suffix)
+            if by_number:
+                return by_number
+            named = [self.files.get(f"{case}_{name}{suffix}") for name in names]
+            if all(named[1:]):
+                return [path for path in named if path is not None]
+        return []
+
+    def _by_number(self, case: str, suffix: str) -> list[Path]:
+        pattern = re.compile(re.escape(case) + r"_(?:class)?0*(\d+)" + re.escape(suffix))
+        found = {
+            int(match[1]): path for name, path in self.files.items() if (match := pattern.fullmatch(name))
+        }
+        count = len(self.dataset.labels)
+        wanted = range(count) if 0 in found else range(1, count)
+        return [found[k] for k in wanted] if found and all(k in found for k in wanted) else []
+
+    def _array(self, path: Path, channels: int | None) -> np.ndarray:
+        """(K, *S) as the file means it, or (1, *S)."""
+        if path.suffix in ARRAYS:
+            array = _load(path)
+        else:
+            count = channels or len(self.dataset.labels)
+            try:
+                array = read_image(path, channels=count)[0]
+            except DataError:
+                array = read_image(path)[0]
+        return array[None] if channels == 1 and array.shape[0] != 1 else array
+
+    def _checked(self, probs: np.ndarray, case: Case, path: Path) -> np.ndarray:
+        assert case.label is not None
+        label = read_label(case.label, spacing_mm=self.dataset.spacing_mm)[0]
+        classes = len(self.dataset.labels)
+        if probs.ndim == label.ndim:
+            probs = probs[None]
+        if probs.ndim == label.ndim + 2 and 1 in probs.shape[1:]:  # nnU-Net gives images a depth of 1
+            probs = probs.squeeze(axis=1 + probs.shape[1:].index(1))
+        if len(probs) == classes - 1:
+            probs = np.concatenate([np.clip(1 - probs.sum(axis=0, keepdims=True), 0, 1), probs])
+        if len(probs) != classes:
+            fact = f"{len(probs)} classes in an array of shape {probs.shape}, the data set has {classes}"
+            raise DataError(
+                fact, path, f"classes come first, in this order: {', '.join(self.dataset.labels)}"
+            )
+        probs = self._oriented(np.asarray(probs, np.float32), label, path)
+        _refuse_no_probabilities(probs, path)
+        return probs
+
+    def _oriented(self, probs: np.ndarray, label: np.ndarray, path: Path) -> np.ndarray:
+        straight = probs.shape[1:] == label.shape
+        turned = probs.shape[1:] == label.shape[::-1]
+        backwards = probs.transpose(0, *range(probs.ndim - 1, 0, -1))
+        if path.suffix not in ARRAYS or (straight and not turned) or self.axes == "zyx":
+            backwards, turned = probs, straight
+        if not straight and not turned:
+            fact = (
+                f"probabilities of shape {probs.shape[1:]}, the mask has {label.shape} (slowest axis first)"
+            )
+            raise DataError(fact, path, "resample them to the image's own grid")
+        if not straight or self.axes == "xyz":
+            return np.ascontiguousarray(backwards)
+        if backwards is probs:
+            return probs
+        drawn = label != next(iter(self.dataset.labels.values()))
+        fits = [float((1 - one[0])[drawn].sum()) for one in (probs, backwards)]
+        return np.ascontiguousarray(backwards) if fits[1] > fits[0] else probs
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        content: Any = np.load(path)
+        if path.suffix == ".npy":
+            return np.asarray(content)
+        with content:
+            key = next((key for key in KEYS if key in content), None)
+            key = key or (content.files[0] if len(content.files) == 1 else None)
+            if key is None:
+                names = ", ".join(content.files)
+                raise DataError(f"holds the arrays {names}", path, f"one of them must be called {KEYS[0]}")
+            return np.asarray(content[key])
+    except (OSError, ValueError, EOFError) as fault:
+        raise DataError(f"cannot be read as a NumPy array ({fault})", path) from fault
+
+
+def _refuse_no_probabilities(probs: np.ndarray, path: Path) -> None:
+    low, high = float(probs.min()), float(probs.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError("holds NaN or infinite values", path, "export the probabilities again")
+    if low < -1e-3 or high > 1 + NEAR_ONE:
+        fact = f"values from {low:.3g} to {high:.3g} are no probabilities"
+        raise DataError(fact, path, "logits or percentages? apply a softmax over the classes first")
+    total = probs.sum(axis=0)
+    off = float(np.abs(total - 1).max())
+    if off > NEAR_ONE:
+        fact = f"the classes' probabilities add up to {float(total.min()):.3g} ... {float(total.max()):.3g}, not 1"
+        raise DataError(fact, path, "give a softmax over all classes, background included")

@@ -1,0 +1,41 @@
+"""The mended mask: changed only where the evidence supports it, and in one piece."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from maskmend.audit.estimate import Opinion
+
+SUPPORTED = 0.5
+"""Probability of being wrong above which a voxel is changed."""
+
+SPECK = 3
+"""Changed parts and leftovers of fewer voxels stay as they were."""
+
+
+def suggest(opinion: Opinion) -> np.ndarray:
+    """The proposed mask (*B) uint8: the most likely other class where the given one is probably wrong.
+
+    Holes and specks that the change would make are filled and left out: nobody draws them.
+    """
+    look = opinion.look
+    change = opinion.noise > SUPPORTED
+    if look.valid is not None:
+        change &= look.valid
+    change = _without_specks(change)
+    if not change.any():
+        return look.label.copy()
+    others = look.probs.copy()
+    np.put_along_axis(others, look.label[None].astype(np.intp), 0, axis=0)
+    return np.where(change, others.argmax(axis=0), look.label).astype(np.uint8)
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    numbered, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    if not count:
+        return mask
+    sizes = np.bincount(numbered.ravel())
+    sizes[0] = 0
+    kept: np.ndarray = (sizes >= SPECK)[numbered]
+    return kept
