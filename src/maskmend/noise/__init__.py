@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from maskmend.noise.affine import Move
 from maskmend.noise.automatic import Predictions, RegionGrow, Scribbles
-from maskmend.noise.base import Annotation, LabelNoise, build, flaw
+from maskmend.noise.base import Annotation, LabelNoise, flaw
 from maskmend.noise.boundary import Dilate, EdgeCircles, Erode
 from maskmend.noise.calibrate import ToChange
 from maskmend.noise.components import Blank, DropComponents, Fracture, InventComponents, SwapClasses
 from maskmend.noise.compose import Compose, InPixels, Nothing, OneOf, PerClass
+from maskmend.noise.description import build
 from maskmend.noise.elastic import Elastic
 from maskmend.noise.markov import MarkovWalk
 from maskmend.noise.outline import Polygon

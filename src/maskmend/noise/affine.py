@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from maskmend.noise.base import Annotation, Choice, LabelNoise, draw_range
+from maskmend.noise.base import Annotation, Choice, LabelNoise
+from maskmend.noise.draws import at_least, draw_range
 
 
 def move(
@@ -89,7 +90,8 @@ class Move(LabelNoise):
         radius = draw_range(rng, self.radius_mm, "radius_mm")
         direction = rng.standard_normal(annotation.ndim)
         shift = radius * direction / np.linalg.norm(direction)
-        degrees = float(rng.uniform(-self.degrees, self.degrees))
+        limit = at_least(self.degrees, 0, "degrees")
+        degrees = float(rng.uniform(-limit, limit))
         choice = {"transform": self.name, "shift_mm": shift.tolist(), "degrees": degrees}
         if tuple(self.scale) != (1.0, 1.0):
             choice["scale"] = draw_range(rng, self.scale, "scale", 1e-3)

@@ -17,7 +17,8 @@ import numpy as np
 from scipy import ndimage
 
 from maskmend.errors import DataError, UsageError
-from maskmend.noise.base import Annotation, Choice, LabelNoise, draw_range, draw_seed
+from maskmend.noise.base import Annotation, Choice, LabelNoise
+from maskmend.noise.draws import at_least, draw_count, draw_range, draw_seed
 from maskmend.noise.morphology import distance_mm, signed_distance_mm
 
 
@@ -84,7 +85,7 @@ class RegionGrow(AutomaticLabel):
         """Draw the tolerance."""
         _need_image(annotation, self.name)
         tolerance = draw_range(rng, self.tolerance, "tolerance")
-        facts = {"limit_mm": float(self.limit_mm), "smooth_voxels": float(self.smooth_voxels)}
+        facts = {key: at_least(getattr(self, key), 0, key) for key in ("limit_mm", "smooth_voxels")}
         return {"transform": self.name, "tolerance": tolerance} | facts
 
     @classmethod
@@ -141,11 +142,8 @@ class Scribbles(AutomaticLabel):
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Draw how many voxels, and the seed of their places."""
         _need_image(annotation, self.name)
-        low, high = (int(n) for n in self.voxels)
-        if not 2 <= low <= high:
-            raise UsageError(f"{list(self.voxels)} must be two numbers, 2 <= smallest <= largest", "voxels")
-        count = int(rng.integers(low, high + 1))
-        return {"transform": self.name, "seed": draw_seed(rng), "voxels": count, "limit_mm": self.limit_mm}
+        count, limit = draw_count(rng, self.voxels, "voxels", least=2), at_least(self.limit_mm, 0, "limit_mm")
+        return {"transform": self.name, "seed": draw_seed(rng), "voxels": count, "limit_mm": limit}
 
     @classmethod
     def reach_mm(cls, choice: Mapping[str, Any], strength: float, spacing_mm: tuple[float, ...]) -> float:

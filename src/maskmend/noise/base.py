@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import ndimage
 
-from maskmend.errors import UsageError, unknown
+from maskmend.errors import unknown
 
 Choice = dict[str, Any]
 """What was drawn, ready for JSON; "transform" names the kind."""
@@ -93,32 +93,8 @@ class LabelNoise(ABC):
         return math.inf
 
     def describe(self) -> dict[str, Any]:
-        """The settings, ready for JSON and for `build`."""
+        """The settings, ready for JSON and for `maskmend.noise.description.build`."""
         return {"noise": self.name, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}  # type: ignore[arg-type]
-
-
-def build(spec: str | Mapping[str, Any] | LabelNoise) -> LabelNoise:
-    """A flaw from its description, e.g. {"noise": "dilate", "radius_mm": [2, 5]}; the inverse of `describe`."""
-    if isinstance(spec, LabelNoise):
-        return spec
-    if not isinstance(spec, str | Mapping) or (isinstance(spec, Mapping) and "noise" not in spec):
-        raise UsageError(f"{spec!r} describes no noise", "noise", "give a mapping with the key noise")
-    given = {"noise": spec} if isinstance(spec, str) else dict(spec)
-    name = str(given.pop("noise"))
-    if name not in KINDS:
-        raise unknown("kind of noise", name, KINDS)
-    kind: Any = KINDS[name]
-    known = [f.name for f in fields(kind)]
-    for key in given:
-        if key not in known:
-            raise unknown(f"setting of {name}", key, known)
-    return kind(**{key: _built(value) for key, value in given.items()})
-
-
-def _built(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return build(value) if "noise" in value else {key: _built(inner) for key, inner in value.items()}
-    return tuple(_built(inner) for inner in value) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:
@@ -211,16 +187,3 @@ def spread(label: np.ndarray, region: np.ndarray, spacing_mm: Sequence[float]) -
         label == 0, sampling=spacing_mm, return_distances=False, return_indices=True
     )
     return np.where(gained, label[tuple(nearest)], label)
-
-
-def draw_range(rng: np.random.Generator, limits: Sequence[float], where: str, least: float = 0.0) -> float:
-    """A number from [smallest, largest], checked."""
-    low, high = (float(limit) for limit in limits)
-    if not least <= low <= high:
-        raise UsageError(f"{list(limits)} must be two numbers, {least:g} <= smallest <= largest", where)
-    return float(rng.uniform(low, high))
-
-
-def draw_seed(rng: np.random.Generator) -> int:
-    """A seed to record, for flaws with more random numbers than one wants to read."""
-    return int(rng.integers(2**32))

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from maskmend.errors import UsageError
 from maskmend.noise import morphology
-from maskmend.noise.base import Annotation, Choice, LabelNoise, RegionNoise, draw_range, draw_seed
+from maskmend.noise.base import Annotation, Choice, LabelNoise, RegionNoise
+from maskmend.noise.draws import draw_range, draw_seed
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,13 @@ class Calibration:
         levels: strength, for `maskmend.noise.corrupt.apply`.
         targets: wanted mean Dice.
         reached: mean Dice of the flawed cases.
+        least: smallest mean Dice at any strength that was tried.
     """
 
     levels: dict[int, Level]
     targets: dict[int, float]
     reached: dict[int, float]
+    least: dict[int, float] = field(default_factory=dict)
 
     def missed(self, tolerance: float = TOLERANCE) -> list[int]:
         """The classes whose Dice is off by more."""
@@ -94,17 +96,19 @@ def calibrate(cases: Sequence[Drawn], noise: LabelNoise, targets: Mapping[int, f
         Strengths and what they reached; see `Calibration.missed`. No error is raised here.
     """
     levels: dict[int, Level] = {}
+    least: dict[int, float] = {}
     holders = {v: [c for c in cases if v in c.truth.classes] for v in targets}
     for case in cases:
         for value in case.truth.classes:
             case.set_level(value, 1.0)
     for _ in range(_SWEEPS):
-        for value in (v for v, found in holders.items() if found):
+        for value in (v for v, held in holders.items() if held):
             measured = _measure(holders[value], value)
-            levels[value] = bisect(measured, targets[value], _strongest(cases, noise), noise.smooth)
-            measured(levels[value])
-        reached = {v: float(np.mean([c.dice(v) for c in found])) for v, found in holders.items() if found}
-        result = Calibration(levels, {v: targets[v] for v in reached}, reached)
+            found = bisect(measured, targets[value], _strongest(cases, noise), noise.smooth)
+            levels[value], least[value] = found.level, found.least
+            measured(found.level)
+        reached = {v: float(np.mean([c.dice(v) for c in held])) for v, held in holders.items() if held}
+        result = Calibration(levels, {v: targets[v] for v in reached}, reached, least)
         if not result.missed() or len(reached) == 1:
             break
     return result
@@ -131,7 +135,9 @@ def _transforms(choice: Any) -> list[str]:
     return [n for inner in choice for n in _transforms(inner)] if isinstance(choice, list) else []
 
 
-def bisect(measured: Callable[[Level], float], target: float, strongest: float, smooth: bool = True) -> Level:
+def bisect(
+    measured: Callable[[Level], float], target: float, strongest: float, smooth: bool = True
+) -> Search:
     """The strength at which a falling figure is `target`.
 
     Args:
@@ -141,49 +147,59 @@ def bisect(measured: Callable[[Level], float], target: float, strongest: float, 
         smooth: whether part of the last step may be taken, see `maskmend.noise.corrupt.at_level`.
 
     Returns:
-        A strength, or (low, high, share); the nearest one where the target cannot be reached.
+        What was found; its `level` is the nearest one where the target cannot be reached.
     """
     low, high = 0.0, min(1.0, strongest)
-    best = _Best(measured, target)
+    best = Search(measured, target)
     if best.off(low) <= 0:  # others' flaws alone do as much
-        return low
+        return best
     while best.off(high) > 0 and high < strongest:
         low, high = high, min(2 * high, strongest)
     if best.last > _CLOSE * TOLERANCE:
-        return best.level
+        return best
     for _ in range(_HALVINGS):
         if best.close:
-            return best.level
+            return best
         middle = (low + high) / 2
         low, high = (middle, high) if best.off(middle) > 0 else (low, middle)
-    return _between(best, low, high) if smooth and not best.close else best.level
+    if smooth and not best.close:
+        _search_between(best, low, high)
+    return best
 
 
-def _between(best: _Best, low: float, high: float) -> Level:
+def _search_between(best: Search, low: float, high: float) -> None:
     first, last = 0.0, 1.0
     for _ in range(_HALVINGS):
         share = (first + last) / 2
         first, last = (share, last) if best.off((low, high, share)) > 0 else (first, share)
         if best.close:
             break
-    return best.level
 
 
-class _Best:
-    """Remembers the level whose figure came nearest."""
+class Search:
+    """Remembers the level whose figure came nearest.
+
+    Args:
+        measured: the figure at a level.
+        target: what it shall be.
+
+    `level` is the best one so far, `nearest` how far its figure is from the target, `least` the smallest figure.
+    """
 
     def __init__(self, measured: Callable[[Level], float], target: float) -> None:
         self.measured, self.target = measured, target
         self.level: Level = 0.0
-        self.nearest = self.last = float("inf")
+        self.nearest = self.last = self.least = float("inf")
 
     @property
     def close(self) -> bool:
+        """Whether that is near enough."""
         return self.nearest <= _CLOSE * TOLERANCE
 
     def off(self, level: Level) -> float:
         """How far the figure is above the target."""
-        self.last = self.measured(level) - self.target
+        figure = self.measured(level)
+        self.last, self.least = figure - self.target, min(self.least, figure)
         if abs(self.last) < self.nearest:
             self.nearest, self.level = abs(self.last), level
         return self.last
@@ -201,12 +217,13 @@ def checked_targets(
     for key, target in given.items() if isinstance(given, Mapping) else ():
         value = names.get(str(key), int(key) if str(key).isdigit() else -1)
         if value not in values:
-            known = ", ".join(name for name, v in names.items() if v in values) or str(list(values))
-            raise UsageError(f"no flawed case holds a class {key!r}", "target_dice", f"classes: {known}")
+            known = ", ".join(name for name, v in names.items() if v in values)
+            known = known or ", ".join(map(str, values))
+            raise UsageError(f"no flawed case holds a class {key!r}", "target Dice", f"classes: {known}")
         wanted[value] = float(target)
     for target in wanted.values():
         if not 0 < target <= 1:
-            raise UsageError(f"{target} is not in (0, 1]", "target_dice")
+            raise UsageError(f"{target:g} is not in (0, 1]", "target Dice", "e.g. 0.8")
     return wanted
 
 
@@ -216,21 +233,24 @@ def require(found: Calibration, names: Mapping[str, int]) -> None:
     Raises:
         UsageError: with the nearest Dice for each class that missed it.
     """
-    called = {value: name for name, value in names.items()}
-    missed = found.missed()
+    called, missed = {value: name for name, value in names.items()}, found.missed()
     if not missed:
         return
     facts = [
-        f"{called.get(v, v)}: {found.targets[v]:g} wanted, {found.reached[v]:.3f} reached" for v in missed
+        f"{called.get(v, f'class {v}')}: {found.targets[v]:g} wanted, {found.reached[v]:.3f} reached"
+        for v in missed
     ]
-    strong = any(found.reached[v] > found.targets[v] for v in missed)
-    why = (
-        "this noise cannot do more damage than that, at any strength"
-        if strong
-        else "its smallest step does more damage than that, or that of a neighbouring class"
-    )
-    remedy = f"{why}: choose another target, another noise, or targets by class"
-    raise UsageError(f"Dice out of reach ({'; '.join(facts)})", "target_dice", remedy)
+    remedy = f"{_why(found, missed[0])}: choose another target, another noise, or targets by class"
+    raise UsageError(f"out of reach ({'; '.join(facts)})", "target Dice", remedy)
+
+
+def _why(found: Calibration, value: int) -> str:
+    """Why a class missed its target."""
+    if found.least[value] > found.targets[value]:
+        return "this noise cannot do more damage than that, at any strength"
+    if found.levels[value] == 0 and found.reached[value] < found.targets[value]:
+        return "the flaws of the other classes alone do more damage than that"
+    return "this noise acts in whole pieces, too large for a Dice nearer to that"
 
 
 @dataclass(frozen=True)
@@ -267,7 +287,7 @@ class ToChange(LabelNoise):
             return 1 - float((at(level) != annotation.label).sum()) / foreground
 
         strongest = max(KINDS[name].max_strength for name in _transforms(inner))
-        level = bisect(unchanged, 1 - self.share, strongest, self.noise.smooth)
+        level = bisect(unchanged, 1 - self.share, strongest, self.noise.smooth).level
         return {"transform": self.name, "choice": inner, "level": level}
 
     @classmethod

@@ -57,7 +57,7 @@ def choose_cases(ids: Iterable[str], rate: float, seed: int) -> list[str]:
         UsageError: the rate is outside [0, 1].
     """
     if not 0 <= rate <= 1:
-        raise UsageError(f"rate {rate} is a share of the cases, in [0, 1]", "rate")
+        raise UsageError(f"{rate:g} is no share of the cases in [0, 1]", "rate", "e.g. 0.3 for 30 %")
     names = sorted(ids)
     order = np.random.default_rng([seed, 0]).permutation(len(names))
     return sorted(names[i] for i in order[: round(rate * len(names))])

@@ -10,8 +10,9 @@ import numpy as np
 from scipy import ndimage
 
 from maskmend.errors import UsageError
-from maskmend.noise.base import Annotation, Choice, LabelNoise, RegionNoise, draw_range, draw_seed
+from maskmend.noise.base import Annotation, Choice, LabelNoise, RegionNoise
 from maskmend.noise.boundary import _paint_ball
+from maskmend.noise.draws import at_least, draw_count, draw_range, draw_seed
 
 
 def _checked(probability: float) -> float:
@@ -87,12 +88,10 @@ class InventComponents(LabelNoise):
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Draw number, radii, and the seed of the places."""
-        low, high = (int(n) for n in self.count)
-        if not 0 <= low <= high:
-            raise UsageError(f"{list(self.count)} must be two numbers, 0 <= smallest <= largest", "count")
-        number = int(rng.integers(low, high + 1))
+        number = draw_count(rng, self.count, "count")
         radii = [draw_range(rng, self.radius_mm, "radius_mm") for _ in range(number)]
-        return {"transform": self.name, "seed": draw_seed(rng), "radii_mm": radii, "gap_mm": self.gap_mm}
+        gap = at_least(self.gap_mm, 0, "gap_mm")
+        return {"transform": self.name, "seed": draw_seed(rng), "radii_mm": radii, "gap_mm": gap}
 
     @classmethod
     def flaw(cls, annotation: Annotation, choice: Mapping[str, Any], strength: float) -> np.ndarray:
@@ -189,10 +188,8 @@ class Fracture(RegionNoise):
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Draw number and widths, and the seed of places and directions."""
-        low, high = (int(n) for n in self.cuts)
-        if not 0 <= low <= high:
-            raise UsageError(f"{list(self.cuts)} must be two numbers, 0 <= smallest <= largest", "cuts")
-        widths = [draw_range(rng, self.width_mm, "width_mm") for _ in range(int(rng.integers(low, high + 1)))]
+        cuts = draw_count(rng, self.cuts, "cuts")
+        widths = [draw_range(rng, self.width_mm, "width_mm") for _ in range(cuts)]
         return {"transform": self.name, "seed": draw_seed(rng), "widths_mm": widths}
 
     @classmethod

@@ -10,6 +10,7 @@ import numpy as np
 
 from maskmend.errors import UsageError, nearest
 from maskmend.noise.base import Annotation, Choice, LabelNoise, flaw, limited
+from maskmend.noise.draws import at_least
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _by_value(classes: Mapping[str, LabelNoise], annotation: Annotation) -> dict
             remedy = (
                 f"did you mean {guess!r}?"
                 if guess
-                else "name the classes in maskmend.json or with data.labels"
+                else "name the classes in maskmend.json, or describe a noise for yours in a YAML file"
             )
             raise UsageError(f"no class {wanted!r} (named classes: {known})", "noise", remedy)
         found |= dict.fromkeys(values, noise)
@@ -241,9 +242,9 @@ class InPixels(LabelNoise):
         if self.area is not None:
             drawn = annotation.label > 0
             largest = int(drawn.reshape(-1, *drawn.shape[-2:]).sum((1, 2)).max())
-            pixels = float(np.sqrt(self.area / max(largest, 1)))
+            pixels = float(np.sqrt(at_least(self.area, 1, "area") / max(largest, 1)))
         elif self.width is not None:
-            pixels = self.width / max(annotation.label.shape[-2:])
+            pixels = at_least(self.width, 1, "width") / max(annotation.label.shape[-2:])
         inner = self.noise.choose(rng, replace(annotation, spacing_mm=(pixels,) * annotation.ndim))
         return {"transform": self.name, "pixels": pixels, "choice": inner}
 

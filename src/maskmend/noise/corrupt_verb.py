@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from maskmend.errors import UsageError
-from maskmend.noise.dataset import RECORD, Progress, corrupt_dataset, read_noise
+from maskmend.noise.dataset import RECORD, Progress, corrupt_dataset
+from maskmend.noise.description import read_noise
 from maskmend.noise.presets import PRESETS, preset
 
 
@@ -79,16 +80,17 @@ def parse_target(text: str) -> float | dict[str, float]:
         return {name.strip(): float(value) for name, _, value in pairs}
     except ValueError:
         raise UsageError(
-            f"{text!r} is no number in (0, 1]", "--target-dice", "e.g. 0.8, or liver=0.9,tumour=0.7"
+            f"{text!r} holds no number in (0, 1]", "--target-dice", "e.g. 0.8, or liver=0.9,tumour=0.7"
         ) from None
 
 
 def describe(summary: Mapping[str, Any]) -> str:
     """Two lines for a reader."""
     facts = summary["summary"]
-    dice = ", ".join(f"{name} {score:.3f}" for name, score in facts["dice"].items()) or "no foreground"
+    dice = ", ".join(f"{name} {score:.3f}" for name, score in facts["dice"].items()) or "they are empty"
+    dice = f"; their Dice with the truth: {dice}" if facts["flawed_cases"] else ""
     images = ", ".join(f"{count} {way}" for way, count in facts["images"].items())
     return (
-        f"{facts['flawed_cases']} of {facts['training_cases']} training masks flawed; their Dice with the truth: "
-        f"{dice}\nimages: {images}; what was done: {Path(summary['output']) / RECORD}"
+        f"{facts['flawed_cases']} of {facts['training_cases']} training masks flawed{dice}\n"
+        f"images: {images}; what was done: {Path(summary['output']) / RECORD}"
     )

@@ -70,10 +70,14 @@ def corrupt_dataset(
             (nothing is written then). DataError: a label cannot be read.
     """
     found, out = dataset if isinstance(dataset, Dataset) else find_cases(dataset), Path(out)
-    values = _class_values(found, classes)
-    recipe = Recipe(make_noise(kind, radius_mm), rate, seed, classes=values, ignore=found.ignore, **how)
+    values = None if classes is None else [class_value(name, found) for name in classes]
+    if isinstance(target := how.get("target_dice"), Mapping) and not found.labels:
+        how["target_dice"] = {class_value(name, found): dice for name, dice in target.items()}
+    ignore = None if found.ignore is None else _swapped(found.ignore, found)
+    recipe = Recipe(make_noise(kind, radius_mm), rate, seed, classes=values, ignore=ignore, **how)
     chosen = set(choose_cases((case.id for case in found.train if _may_change(case)), rate, seed))
     _claim(found, out, overwrite)
+    _tell_left_out(found)
     cases = [case for case in found.cases if case.id in chosen]
     flawed, reached = _flawed(cases, found, recipe)
     with _staged(out) as folder:
@@ -88,6 +92,7 @@ def corrupt_dataset(
                 progress(number + 1, len(found.cases))
         _write_json(folder / "maskmend.json", _side_file(found, folder))
         named = {"kind": kind} if isinstance(kind, str) else {}
+        _tell_effect(records, values)
         record = {"settings": named | recipe.settings(), "summary": _summary(found, records, ways)}
         _write_json(folder / RECORD, record | reached | {"cases": records})
     return out
@@ -97,7 +102,10 @@ def corrupt_dataset(
 def _staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when all went well: half a data set is never seen."""
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError("cannot be made: a file is in the way", out, "choose another folder") from None
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
         folder = Path(place) / "new"
         folder.mkdir()
@@ -107,38 +115,26 @@ def _staged(out: Path) -> Iterator[Path]:
         folder.rename(out)
 
 
-def read_noise(spec: str) -> str | dict[str, Any]:
-    """What `--noise` means: a preset's name, or the description in a YAML file or an earlier `noise.json`.
+def class_value(name: str | int, dataset: Dataset) -> int:
+    """The value of a class that a user named; "class_2" or "2" where the data set names none.
+
+    Background is 0 in memory, whatever the files have.
 
     Raises:
-        UsageError: the file is missing, or describes no noise.
+        UsageError: no such class, or the background, which is what flaws move and not what they change.
     """
-    path = Path(spec)
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        return spec
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot be read: {error}", path, "see docs/noise.md for the form") from None
-    content = content.get("settings", content) if isinstance(content, dict) else content
-    content = content["noise"] if isinstance(content, dict) and "rate" in content else content
-    if not isinstance(content, dict):
-        raise UsageError("describes no noise", path, "see docs/noise.md for the form")
-    return content
-
-
-def _class_values(dataset: Dataset, classes: Iterable[str | int] | None) -> list[int] | None:
-    if classes is None:
-        return None
-    values = []
-    for name in classes:
-        number = int(name) if str(name).isdigit() else None
-        if str(name) not in dataset.labels and (number is None or dataset.labels):
-            raise unknown("class", str(name), dataset.labels, dataset.root)
-        values.append(dataset.labels.get(str(name), number or 0))
-    return values
+    text = str(name)
+    number = text.removeprefix("class_") if not dataset.labels else ""
+    if text not in dataset.labels and not number.isdigit():
+        classes = [known for known, value in dataset.labels.items() if value != _background(dataset)]
+        if classes:
+            raise unknown("class", text, classes, dataset.root)
+        remedy = "give values, e.g. 1, or name the classes under `labels` in maskmend.json"
+        raise UsageError(f"no class {text!r}: the data set names none", dataset.root, remedy)
+    value = _swapped(dataset.labels.get(text, int(number or 0)), dataset)
+    if value == 0:
+        raise UsageError(f"{text!r} is the background, no class to flaw", dataset.root)
+    return value
 
 
 def _may_change(case: Case) -> bool:
@@ -149,6 +145,10 @@ def _claim(dataset: Dataset, out: Path, overwrite: bool) -> None:
     target = out.resolve()
     if target == dataset.root or target in dataset.root.parents:
         raise UsageError("holds the data set itself", out, "give an empty or new folder")
+    if dataset.root in target.parents:
+        raise UsageError("lies inside the data set", out, "give a folder elsewhere")
+    if out.exists() and not out.is_dir():
+        raise UsageError("is a file", out, "give an empty or new folder")
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / RECORD).is_file():
@@ -190,9 +190,22 @@ def _tell_missed(reached: Mapping[str, Any]) -> None:
             for case, dice in sorted(missed.items())[:5]
         )
         more = ", ..." if len(missed) > 5 else ""
-        message(
-            f"the target Dice is out of reach in {len(missed)} cases, their nearest is used: {first}{more}"
-        )
+        message(f"target Dice out of reach, the nearest is used, in cases: {len(missed)}: {first}{more}")
+
+
+def _tell_left_out(dataset: Dataset) -> None:
+    if raters := sorted({name for case in dataset.cases for name in case.raters}):
+        message(f"not copied, for they tell the truth: labels of the raters {', '.join(raters)}")
+
+
+def _tell_effect(records: Mapping[str, Any], classes: Sequence[int] | None) -> None:
+    """Stop where none of the classes asked for is there, and say where nothing changed."""
+    held = {value for record in records.values() for value in record["dice"]}
+    if records and classes and not held & set(classes):
+        known = f"they hold the values {', '.join(map(str, sorted(held)))}" if held else "they are empty"
+        raise UsageError("no flawed case holds any of the classes", ", ".join(map(str, classes)), known)
+    if records and not any(record["changed"] for record in records.values()):
+        message("no voxel changed: this noise does nothing to these labels")
 
 
 def _read(case: Case, dataset: Dataset, recipe: Recipe) -> tuple[Annotation, Geometry]:
@@ -201,15 +214,26 @@ def _read(case: Case, dataset: Dataset, recipe: Recipe) -> tuple[Annotation, Geo
     image = read_case(case, dataset)[0] if recipe.noise.needs_image else None
     if image is not None and image.shape[1:] != values.shape:
         raise DataError(f"image {image.shape[1:]} and label {values.shape} differ in shape", case.id)
-    spacing, names = dataset.spacing_mm or geometry.spacing_mm, dataset.labels
+    spacing = dataset.spacing_mm or geometry.spacing_mm
     if _background(dataset) and isinstance(recipe.noise, Predictions):
         raise UsageError("predictions need a data set whose background is 0", dataset.root)
     label = _file_values(values, dataset)
-    return Annotation(label, tuple(spacing), image, recipe.layered, dict(names), case.id), geometry
+    return Annotation(label, tuple(spacing), image, recipe.layered, _names(dataset), case.id), geometry
 
 
 def _background(dataset: Dataset) -> int:
     return next(iter(dataset.labels.values()), 0)
+
+
+def _names(dataset: Dataset) -> dict[str, int]:
+    """Class name to value in memory."""
+    return {name: _swapped(value, dataset) for name, value in dataset.labels.items()}
+
+
+def _swapped(value: int, dataset: Dataset) -> int:
+    """As `_file_values`, of one value."""
+    background = _background(dataset)
+    return 0 if value == background else background if value == 0 else value
 
 
 def _file_values(label: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -233,13 +257,11 @@ def _write_case(
 
 def _summary(dataset: Dataset, records: Mapping[str, Any], ways: Counter[str]) -> dict[str, Any]:
     """The figures that one wants first."""
-    called = {value: name for name, value in dataset.labels.items()}
+    called = {value: name for name, value in _names(dataset).items()}
     dice: dict[str, list[float]] = {}
     for record in records.values():
         for value, score in record["dice"].items():
-            dice.setdefault(called.get(value, str(value)), []).append(score)
-    if records and not any(record["changed"] for record in records.values()):
-        message("no voxel changed: this noise does nothing to these labels")
+            dice.setdefault(called.get(value, f"class_{value}"), []).append(score)
     return {
         "training_cases": len(dataset.train),
         "flawed_cases": len(records),

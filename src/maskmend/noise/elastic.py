@@ -11,7 +11,8 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from maskmend.errors import UsageError
-from maskmend.noise.base import Annotation, Choice, LabelNoise, draw_range, draw_seed
+from maskmend.noise.base import Annotation, Choice, LabelNoise
+from maskmend.noise.draws import draw_range, draw_seed
 
 
 @dataclass(frozen=True)

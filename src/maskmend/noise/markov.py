@@ -11,7 +11,8 @@ import numpy as np
 from scipy import ndimage
 
 from maskmend.errors import UsageError
-from maskmend.noise.base import Annotation, Choice, RegionNoise, draw_seed
+from maskmend.noise.base import Annotation, Choice, RegionNoise
+from maskmend.noise.draws import at_least, draw_seed
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class MarkovWalk(RegionNoise):
         for name, limit in (("grow", 1.0), ("take", 1.0), ("flip", 0.5)):
             if not 0 <= getattr(self, name) <= limit:
                 raise UsageError(f"{getattr(self, name)} is not in [0, {limit:g}]", name)
-        facts = {"length_mm": float(self.length_mm), "grow": self.grow, "take": self.take, "flip": self.flip}
+        length = at_least(self.length_mm, 0, "length_mm")
+        facts = {"length_mm": length, "grow": self.grow, "take": self.take, "flip": self.flip}
         return {"transform": self.name, "seed": draw_seed(rng)} | facts
 
     @classmethod

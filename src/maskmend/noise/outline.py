@@ -10,8 +10,8 @@ import numpy as np
 from skimage.draw import polygon as filled_polygon
 from skimage.measure import approximate_polygon, find_contours
 
-from maskmend.errors import UsageError
-from maskmend.noise.base import Annotation, Choice, RegionNoise, draw_range, draw_seed
+from maskmend.noise.base import Annotation, Choice, RegionNoise
+from maskmend.noise.draws import at_least, draw_range, draw_seed
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,9 @@ class Polygon(RegionNoise):
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Draw the tolerance and the seed of the jitter."""
-        if self.jitter_mm < 0:
-            raise UsageError(f"{self.jitter_mm} must be at least 0", "jitter_mm")
+        jitter = at_least(self.jitter_mm, 0, "jitter_mm")
         tolerance = draw_range(rng, self.tolerance_mm, "tolerance_mm")
-        facts = {"tolerance_mm": tolerance, "jitter_mm": float(self.jitter_mm)}
+        facts = {"tolerance_mm": tolerance, "jitter_mm": jitter}
         return {"transform": self.name, "seed": draw_seed(rng)} | facts
 
     @classmethod

@@ -11,12 +11,13 @@ import numpy as np
 from maskmend.errors import UsageError, unknown
 from maskmend.noise.affine import Move
 from maskmend.noise.automatic import RegionGrow, Scribbles
-from maskmend.noise.base import Annotation, LabelNoise, build
+from maskmend.noise.base import Annotation, LabelNoise
 from maskmend.noise.boundary import Dilate, EdgeCircles, Erode
 from maskmend.noise.calibrate import ToChange
 from maskmend.noise.cases import Recipe, case_rng, choose_cases, corrupt_cases
 from maskmend.noise.components import Blank, DropComponents, Fracture, InventComponents, SwapClasses
 from maskmend.noise.compose import Compose, InPixels, Nothing, OneOf, PerClass
+from maskmend.noise.description import build
 from maskmend.noise.elastic import Elastic
 from maskmend.noise.markov import MarkovWalk
 from maskmend.noise.outline import Polygon
@@ -82,6 +83,14 @@ _STYLES: dict[str, LabelNoise] = {
     "blank": Blank(),
 }
 
+_ANNOTATORS = {
+    "good": "is careful",
+    "over": "draws too wide",
+    "under": "draws too tight",
+    "broken": "leaves gaps, bites and bumps",
+    "blank": "draws nothing",
+}
+
 PRESETS: dict[str, Preset] = {
     # one flaw at a time
     "dilate": Preset(Dilate(), "every outline too wide (biased)"),
@@ -105,8 +114,8 @@ PRESETS: dict[str, Preset] = {
     "auto-scribbles": Preset(Scribbles(), "labels of a weak model fitted to scribbles", rate=1.0),
     # several annotators
     **{
-        f"annotator-{style}": Preset(noise, f"an annotator whose masks are {style}", _PEOPLE, _OWN_NUMBERS, 1.0)
-        for style, noise in _STYLES.items()
+        f"annotator-{style}": Preset(_STYLES[style], f"an annotator who {does}", _PEOPLE, _OWN_NUMBERS, 1.0)
+        for style, does in _ANNOTATORS.items()
     },
     "annotators": Preset(
         OneOf(tuple(_STYLES.values()), (4, 3, 3, 2, 1)), "each case by one of the five annotators", _PEOPLE,
@@ -209,7 +218,7 @@ def make_noise(
         degrees: largest turn, for "move" and "mixed" only.
     """
     if not isinstance(spec, str):
-        return build(spec)
+        return build(spec, {name: known.noise for name, known in PRESETS.items()})
     noise, given = preset(spec).noise, {"radius_mm": radius_mm, "degrees": degrees}
     for key in (key for key, value in given.items() if value is not None):
         if spec not in (_RADIUS_MM if key == "radius_mm" else ("move", "mixed")):

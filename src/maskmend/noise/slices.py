@@ -10,6 +10,7 @@ import numpy as np
 
 from maskmend.errors import UsageError, unknown
 from maskmend.noise.base import Annotation, Choice, LabelNoise, flaw
+from maskmend.noise.draws import draw_count
 from maskmend.noise.morphology import signed_distance_mm
 
 FILLS = ("interpolate", "empty", "repeat")
@@ -43,10 +44,7 @@ class SkipSlices(LabelNoise):
             raise UsageError("slices are skipped in volumes, not in images", "noise", "choose another noise")
         if self.fill not in FILLS:
             raise unknown("fill", self.fill, FILLS)
-        low, high = (int(n) for n in self.every)
-        if not 1 <= low <= high:
-            raise UsageError(f"{list(self.every)} must be two numbers, 1 <= smallest <= largest", "every")
-        every = int(rng.integers(low, high + 1))
+        every = draw_count(rng, self.every, "every", least=1)
         return {"transform": self.name, "every": every, "first": int(rng.integers(every)), "fill": self.fill}
 
     @classmethod
