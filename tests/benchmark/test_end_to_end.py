@@ -149,7 +149,7 @@ def test_mistakes_end_before_anything_is_written(tmp_path, capsys, words: list[s
 
 @pytest.mark.slow
 def test_the_smoke_preset_shortened(tmp_path, capsys) -> None:
-    short = ["seeds=1", "settings.train.steps=6", "curve_points=1"]
+    short = ["seeds=1", "settings.train.steps=6", "settings.network.options={base: 4}", "curve_points=1"]
     assert main(["benchmark", "smoke", "-o", str(tmp_path), "--workers", "0", "--json", *short]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["done"], answer["failed"], answer["conditions"]) == (7, 0, 2)

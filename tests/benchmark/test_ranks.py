@@ -29,6 +29,7 @@ def test_undefined_for_one() -> None:
     assert math.isnan(critical_difference(5, 1))
     assert math.isnan(friedman(np.ones((4, 2))))
     assert math.isnan(friedman(np.ones((1, 5))))
+    assert friedman(np.full((4, 3), 2.0)) == 1
 
 
 def test_demsars_friedman_example() -> None:

@@ -112,7 +112,7 @@ def lead(trials_of, result_of, gains: dict[str, float], rates: int) -> str:
         methods=list(gains), rates=[round(0.1 * (n + 1), 1) for n in range(rates)], clean="none"
     )
     rows = [result_of(t, 0.8 + gains[t.method] * (1 + 0.1 * n)) | t.place for n, t in enumerate(found.trials)]
-    summary = {"failed": 0, "missing": 0, "done": len(rows), "runs": len(rows)}
+    summary = {"failed": 0, "missing": 0, "code_changed_for": [], "done": len(rows), "runs": len(rows)}
     return " ".join(report._lead(summary, compare(rows, "supervised")))
 
 
@@ -128,6 +128,16 @@ def test_the_lead_says_when_there_is_too_little_to_tell(trials_of, result_of) ->
     assert "cannot fall below 0.062" in said
     said = lead(trials_of, result_of, {"supervised": 0, "pint": 0}, 8)
     assert "No method differs from supervised at the 5 % level." in said
+
+
+def test_results_of_different_code_are_told(finished) -> None:
+    out, _, (plan, grid, results) = finished
+    for n, result in enumerate(results.values()):
+        mine = result.get("place", {}).get("method") == "pint"
+        result["code"] = ["shared", f"state {n}" if mine else "one"]
+    summary = write_all(plan, grid, results, out, SPENT)
+    assert summary["code_changed_for"] == ["pint"]
+    assert "code changed between runs of pint" in (out / "README.md").read_text()
 
 
 def test_nothing_done_yet(tiny, tmp_path) -> None:

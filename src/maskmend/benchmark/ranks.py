@@ -19,12 +19,14 @@ def ranks_of(table: np.ndarray) -> np.ndarray:
 def friedman(ranks: np.ndarray) -> float:
     """The p-value of Friedman's test that all methods are alike, from ranks (blocks, methods).
 
-    NaN with fewer than three methods or two blocks.
+    NaN with fewer than three methods or two blocks, 1 when all ranks are tied.
     """
     from scipy.stats import friedmanchisquare
 
     if ranks.ndim < 2 or ranks.shape[0] < 2 or ranks.shape[1] < 3:
         return float("nan")
+    if not np.ptp(ranks, axis=1).any():
+        return 1.0
     return float(friedmanchisquare(*ranks.T).pvalue)
 
 

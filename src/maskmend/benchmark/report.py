@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmend.benchmark import plots, table, tidy
+from maskmend.benchmark.code_state import mixed_states
 from maskmend.benchmark.compare import Comparison, Condition, compare
 from maskmend.benchmark.grid import Grid
 from maskmend.benchmark.settings import Benchmark, dump
@@ -89,6 +90,7 @@ def _summary(
         "done": len(done),
         "failed": sum(row["status"] == "failed" for row in rows),
         "missing": len(trials.trials) - len(rows),
+        "code_changed_for": mixed_states(rows),
         "left_out": list(trials.skipped),
         "computing_hours": round(hours, 3),
         "machines": sorted({str(row["machine"]) for row in rows}),
@@ -129,6 +131,11 @@ def _lead(summary: Mapping[str, Any], compared: Comparison) -> list[str]:
     if summary["failed"] or summary["missing"]:
         failed = counted(summary["failed"], "failed run")
         lead.append(f"{failed} and {summary['missing']} missing of {summary['runs']}.")
+    if changed := summary["code_changed_for"]:
+        lead.append(
+            f"maskmend's code changed between runs of {', '.join(changed)}: they may not be comparable; a new output"
+            " folder does all runs again."
+        )
     return lead or [f"{summary['done']} of {counted(summary['runs'], 'run')} are done."]
 
 

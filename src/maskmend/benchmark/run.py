@@ -99,6 +99,8 @@ def _do_missing(
     )
     if not waiting:
         return {"seconds": 0.0, "runs": 0, "workers": 0}
+    if address is None:
+        _require_devices(waiting)
     gpu = any(_device(trial).startswith("cuda") for trial in waiting)
     pool = open_pool(workers, address, threads=plan.threads, runs_per_gpu=plan.runs_per_gpu, gpu=gpu)
     try:
@@ -109,6 +111,16 @@ def _do_missing(
     finally:
         pool.close()
     return {"seconds": round(time.monotonic() - began, 1), "runs": finished, "workers": slots}
+
+
+def _require_devices(trials: Sequence[Trial]) -> None:
+    """Say at once that a GPU is missing; else every run would say it."""
+    for device in sorted({_device(trial) for trial in trials}):
+        try:
+            choose_device(device)
+        except UsageError as fault:
+            remedy = "settings.device=auto takes what there is; a CPU may need weeks"
+            raise UsageError(fault.what, "settings.device", remedy) from None
 
 
 def _device(trial: Trial) -> str:

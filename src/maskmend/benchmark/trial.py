@@ -17,6 +17,7 @@ import torch
 
 from maskmend import config
 from maskmend.benchmark.cases import Given, prepare_all, prepare_cases, true_label
+from maskmend.benchmark.code_state import code_state
 from maskmend.benchmark.curve import Curve
 from maskmend.benchmark.grid import Trial
 from maskmend.benchmark.settings import extra_needs
@@ -46,6 +47,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
     """
     began = time.perf_counter()
     facts: dict[str, Any] = {"key": trial.key, "maskmend": version("maskmend"), "machine": machine()}
+    facts["code"] = code_state(trial.extras["method"])
     if trial.extras["threads"]:
         torch.set_num_threads(trial.extras["threads"])
     quiet()

@@ -1,0 +1,60 @@
+"""Which state of the code a result comes from: a key says what was run, not what the code made of it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+SOURCES = Path(__file__).parents[1]
+ROOMS = ("data", "noise", "predict", "train")
+FILES = ("appearance.py", "losses.py", "mixture.py", "networks.py", "robust_losses.py", "methods/base.py")
+
+
+def code_state(method: str) -> list[str]:
+    """Hashes of the code that decides outcomes: what all methods share, and the method's own file.
+
+    Comments, layout and docstrings do not count. A method of the user's own has none: its key tells.
+    """
+    own = SOURCES / "methods" / f"{method}.py"
+    return [_shared(), _hashed([own]) if own.is_file() else ""]
+
+
+def mixed_states(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Who cannot be compared because the code changed between runs: ["all methods"], or names of methods."""
+    known = [(row["method"], *row["code"]) for row in rows if row.get("code")]
+    if len({shared for _, shared, _ in known}) > 1:
+        return ["all methods"]
+    states: dict[str, set[str]] = {}
+    for method, _, own in known:
+        states.setdefault(method, set()).add(own)
+    return [method for method, found in states.items() if len(found) > 1]
+
+
+@functools.cache
+def _shared() -> str:
+    rooms = [path for room in ROOMS for path in sorted((SOURCES / room).rglob("*.py"))]
+    return _hashed(
+        [*rooms, *(SOURCES / name for name in FILES), *sorted((SOURCES / "methods").glob("_[a-z]*.py"))]
+    )
+
+
+def _hashed(files: Iterable[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for path in files:
+        digest.update(path.name.encode() + _bare(path.read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()
+
+
+def _bare(text: str) -> str:
+    """The code as a tree in one line, without docstrings."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)
