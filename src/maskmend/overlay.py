@@ -165,6 +165,7 @@ def tile(
     colours: Mapping[int, str] | None = None,
     numbers: Mapping[int, int] | None = None,
     inset: bool = False,
+    caption: str = "",
 ) -> np.ndarray:
     """One square picture, (size, size, 3) uint8.
 
@@ -177,6 +178,7 @@ def tile(
         colours: label value to colour of its outline; others are drawn in the first one.
         numbers: label value to a number written on the class, so that colour alone does not tell classes.
         inset: show in a corner where the part lies, if it is a small one.
+        caption: a few words in another corner.
     """
     top, bottom, left, right = box
     height, width = (bottom - top) * section.aspect, right - left
@@ -198,7 +200,19 @@ def tile(
         _mark(canvas, y + (row - top + 0.5) * section.aspect * scale, x + (column - left + 0.5) * scale)
     if inset:
         _draw_inset(canvas, section, box, size)
-    return canvas
+    return _captioned(canvas, caption) if caption else canvas
+
+
+def _captioned(canvas: np.ndarray, caption: str) -> np.ndarray:
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.fromarray(canvas)
+    font = ImageFont.load_default(size=max(10, len(canvas) // 17))
+    place = (5, len(canvas) - 4)
+    ImageDraw.Draw(picture).text(
+        place, caption, fill="white", font=font, anchor="ls", stroke_width=1, stroke_fill="black"
+    )
+    return np.asarray(picture)
 
 
 def _resized(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -233,7 +247,7 @@ def _draw_outlines(picture: np.ndarray, label: np.ndarray, colours: Mapping[int,
     lines = []
     for number, value in enumerate(int(v) for v in np.unique(label) if v > 0):
         inside = label == value
-        line = inside & ~binary_erosion(inside, iterations=1 if size < 180 else 2, border_value=1)
+        line = inside & ~binary_erosion(inside, iterations=1 + size // 110, border_value=1)
         lines.append((line, colours.get(value, CLASS_COLOURS[number % len(CLASS_COLOURS)])))
         rim |= line
     rim = binary_dilation(rim, np.ones((3, 3))) & ~rim
@@ -251,7 +265,7 @@ def _numbered(picture: np.ndarray, label: np.ndarray, numbers: Mapping[int, int]
         return picture
     canvas = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(10, label.shape[1] // 15))
+    font = ImageFont.load_default(size=max(11, label.shape[1] // 13))
     for value, number in numbers.items():
         inside = label == value
         if np.count_nonzero(inside) < 60:
@@ -262,7 +276,7 @@ def _numbered(picture: np.ndarray, label: np.ndarray, numbers: Mapping[int, int]
             "fill": "white",
             "font": font,
             "anchor": "mm",
-            "stroke_width": 2,
+            "stroke_width": 1,
             "stroke_fill": "black",
         }
         pen.text((int(column), int(row)), str(number), **style)

@@ -72,7 +72,7 @@ def write_report(path: Path | str, title: str, lead: Sequence[str], sections: Se
     loader = PackageLoader("maskmend", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.j2")
-    html = page.render(title=title, lead=lead, sections=sections, footer=f"maskmend {_version()}")
+    html = page.render(title=title, lead=lead, sections=sections, footer=f"maskmend {installed_version()}")
     write_text(Path(path), html)
     return Path(path)
 
@@ -160,7 +160,8 @@ def _pictures_section(folder: Path) -> list[Section]:
     return [Section("Labels that look wrong", pictures=[Picture(found[-1].read_bytes(), caption, caption)])]
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """For the foot of a page."""
     try:
         return f"{version('maskmend')} · Python {platform.python_version()}"
     except PackageNotFoundError:

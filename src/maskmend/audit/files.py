@@ -1,0 +1,56 @@
+"""Where the files of an audited case lie, whichever way the record and the data set name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskmend.audit.record import CaseRecord
+from maskmend.data.case import Case, Dataset
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Absolute paths of one case.
+
+    Args:
+        images: one file for all channels or one per channel; empty for masks without an image.
+        given, suggested, noise_map: None where not written.
+    """
+
+    images: tuple[Path, ...]
+    given: Path | None = None
+    suggested: Path | None = None
+    noise_map: Path | None = None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file there should be."""
+        rest = (self.given, self.suggested, self.noise_map)
+        return (*self.images, *(path for path in rest if path is not None))
+
+
+def case_files(record: CaseRecord, out: Path, cases: Mapping[str, Case]) -> CaseFiles:
+    """The files of a record; what it does not name is taken from the data set.
+
+    Args:
+        record: of the case.
+        out: the audit folder, to which relative paths refer.
+        cases: of the data set, by id.
+    """
+
+    def placed(name: str | None) -> Path | None:
+        return None if name is None else (out / name).absolute()
+
+    case = cases.get(record.case)
+    image, label = placed(record.image), placed(record.label)
+    several = case is not None and len(case.images) > 1  # a record has room for one channel only
+    images = case.images if case and (several or image is None) else (image,) if image else ()
+    given = label or (case.label if case else None)
+    return CaseFiles(tuple(images), given, placed(record.suggested), placed(record.noise_map))
+
+
+def by_id(dataset: Dataset) -> dict[str, Case]:
+    """The cases of a data set by id."""
+    return {case.id: case for case in dataset.cases}

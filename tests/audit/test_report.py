@@ -1,0 +1,274 @@
+"""The audit's page: what it says is what the records hold, nothing breaks out of it, and 2,000 cases stay small."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskmend.audit import figures, thumbs
+from maskmend.audit.files import by_id, case_files
+from maskmend.audit.record import CaseRecord, ClassRecord, ComponentRecord, StructureFinding
+from maskmend.audit.report import write_audit_report
+from maskmend.data.case import Case, Dataset, Geometry
+from maskmend.data.images import write_image, write_label
+from maskmend.errors import UsageError
+from maskmend.report import Section, Table
+
+NASTY = "c</script><img src=x onerror=alert(1)>&\"' ü\u2028"
+LABELS = {"background": 0, "organ": 1, "core": 2}
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with attributes, text outside scripts, and scripts apart."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, text: str) -> None:
+        self.scripts.append(text) if self.cdata_elem == "script" else self.words.append(text)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads(self.scripts[0])
+
+
+def record(case: str, priority: float = 0.5, **more: Any) -> CaseRecord:
+    base = {
+        "quality": 0.8, "quality_low": 0.7, "quality_high": 0.9, "flawed": 0.6, "wrong_voxels": 40.0,
+        "wrong_share": 0.2, "kind": "over-drawn", "kind_probability": 0.75, "worst": (4, 6), "rater": "anna",
+        "site": "north", "spacing_mm": (1.0, 1.0), "shape": (24, 30),
+        "classes": (ClassRecord("organ", 90, 80, 0.8, 0.2, 0.5, "over-drawn"),),
+    }  # fmt: skip
+    return CaseRecord(case, priority, **(base | more))
+
+
+def disk_case(root: Path, name: str, shape: tuple[int, ...], seed: int = 0) -> Case:
+    """An image and a mask on disk."""
+    rng = np.random.default_rng(seed)
+    suffix = ".png" if len(shape) == 2 else ".nii.gz"
+    geometry = Geometry(shape, (1.0,) * len(shape), np.eye(4) if len(shape) == 3 else None)
+    paths = [root / folder / f"{name}{suffix}" for folder in ("images", "labels")]
+    mask = np.zeros(shape, np.uint8)
+    mask[tuple(slice(n // 3, n // 2) for n in shape)] = 1
+    write_image(paths[0], rng.integers(0, 255, (1, *shape)).astype(np.uint8), geometry)
+    write_label(paths[1], mask, geometry)
+    return Case(name, (paths[0],), paths[1])
+
+
+def dataset(root: Path, *cases: Case) -> Dataset:
+    return Dataset(root, "folders", cases, LABELS)
+
+
+def test_the_page_holds_what_the_records_hold(tmp_path):
+    part = ComponentRecord("core", False, 17, 0.9, (3, 5))
+    finding = StructureFinding("holes", "organ", "2 holes, 5 voxels in all", 0.5, (2, 7))
+    weak = StructureFinding("at the border", "organ", "touches", 0.2)
+    records = [
+        record("a", 0.1, kind="sound", rater="ben"),
+        record("b", 0.9, components=(part,), structure=(weak, finding), in_sample=True),
+        record("c", 0.5),
+    ]
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path), records, {}).read_text("utf-8"))
+    rows = page.data["records"]
+    assert [row["case"] for row in rows] == ["b", "c", "a"]  # worst first
+    assert [row["rank"] for row in rows] == [0, 1, 2]
+    first = rows[0]
+    assert first["place"] == "x 6, y 4"  # as viewers count
+    assert first["grid"] == "30 × 24"
+    assert first["parts"] == [
+        {"name": "core", "present": False, "voxels": 17, "probability": 0.9, "place": "x 5, y 3"}
+    ]
+    assert [one["check"] for one in first["findings"]] == ["holes", "at the border"]
+    assert first["findings"][0]["place"] == "x 7, y 2"
+    assert first["insample"] is True
+    assert page.data["raters"] == ["anna", "ben"]
+    assert page.data["kinds"] == ["over-drawn", "sound"]
+    assert "About 2 of 3 masks" in page.text  # 3 * 0.6, rounded
+    assert "Who draws too large" in page.text
+
+
+def test_nothing_breaks_out_of_the_page(tmp_path):
+    texts = {"rater": NASTY, "site": NASTY, "group": NASTY}
+    finding = StructureFinding(NASTY, NASTY, NASTY, 0.5)
+    records = [
+        record(
+            NASTY,
+            **texts,
+            structure=(finding,),
+            classes=(ClassRecord(NASTY, 9, 9, 0.5, 0.1, 0.2, "mixed"),) * 3,
+        ),
+        record("other"),
+    ]
+    facts = {"title": NASTY, "notes": [NASTY], NASTY: NASTY, "settings": NASTY, "confusion": {NASTY: {NASTY: 1.0}},
+             "sections": [Section(NASTY, [NASTY], Table([NASTY], [[NASTY]]), code=NASTY)]}  # fmt: skip
+    html = write_audit_report(
+        tmp_path, replace(dataset(tmp_path), labels={NASTY: 1, "b": 2}), records, facts
+    ).read_text("utf-8")
+    page = Page(html)
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+    assert page.data["records"][0]["case"] == NASTY
+    assert "\u2028" not in page.scripts[0]
+    assert page.text.count(NASTY.strip()[:20]) >= 8  # shown as text
+
+
+def test_the_page_loads_nothing_and_its_script_is_the_one_allowed(tmp_path):
+    records = [record(str(i)) for i in range(3)]
+    html = write_audit_report(tmp_path, dataset(tmp_path), records, {}).read_text("utf-8")
+    page = Page(html)
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert not re.search(r"https?://", html.replace("http-equiv", ""))
+    assert "innerHTML" not in page.scripts[1]
+    assert "\n<script>" in html  # the hash is of the very bytes between the tags
+    between = re.search(r"<script>(.*?)</script>", html, re.S)
+    assert between is not None
+    assert between.group(1) == page.scripts[1]
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((24, 30), 1), ((12, 14, 16), 3)])
+def test_pictures_are_drawn_once_and_again_when_something_changed(tmp_path, monkeypatch, shape, rows):
+    case = disk_case(tmp_path, "p 1 ü", shape)
+    told = record(case.id, worst=tuple(n // 2 for n in shape), shape=shape, spacing_mm=(1.0,) * len(shape))
+    write_audit_report(tmp_path, dataset(tmp_path, case), [told], {})
+    (first,) = (tmp_path / "thumbs").iterdir()
+    picture = Image.open(first)
+    assert picture.width / picture.height == pytest.approx(4 / rows, rel=0.02)
+    drawn: list[str] = []
+    real = thumbs._picture
+    monkeypatch.setattr(thumbs, "_picture", lambda *args: drawn.append(args[0].case) or real(*args))
+    write_audit_report(tmp_path, dataset(tmp_path, case), [told], {})
+    assert drawn == []
+    assert case.label is not None
+    write_label(case.label, np.ones(shape, np.uint8), Geometry(shape, (1.0,) * len(shape)))
+    write_audit_report(tmp_path, dataset(tmp_path, case), [told], {})
+    assert drawn == [case.id]
+    (second,) = (tmp_path / "thumbs").iterdir()  # the old one is gone
+    assert second != first
+
+
+def test_few_pictures_lie_in_the_page_and_many_beside_it(tmp_path, monkeypatch):
+    case = disk_case(tmp_path, "p1", (24, 30))
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path, case), [record("p1")], {}).read_text("utf-8"))
+    source = page.data["records"][0]["picture"]
+    data = base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(data)).format == "JPEG"
+    monkeypatch.setattr("maskmend.audit.report.EMBEDDED_BYTES", 10)
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path, case), [record("p1")], {}).read_text("utf-8"))
+    source = page.data["records"][0]["picture"]
+    assert (tmp_path / source).is_file()
+    assert re.fullmatch(r"thumbs/[\w-]+\.jpg", source)
+
+
+def test_a_case_whose_files_are_gone_has_no_picture_and_no_harm(tmp_path):
+    case = disk_case(tmp_path, "p1", (24, 30))
+    broken = replace(case, id="p2", images=(tmp_path / "gone.png",))
+    other = replace(disk_case(tmp_path, "p3", (9, 9)), id="p3")
+    assert case.label is not None
+    torn = replace(case, id="p4", label=other.label)
+    cases = (case, broken, torn)
+    records = [record(one.id) for one in cases]
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path, *cases), records, {}).read_text("utf-8"))
+    rows = {row["case"]: row for row in page.data["records"]}
+    assert rows["p1"]["picture"]
+    assert rows["p2"]["picture"] == ""
+    assert "gone.png" in rows["p2"]["problem"]
+    assert "shape (9, 9)" in rows["p4"]["problem"]
+
+
+def test_two_thousand_cases_stay_below_sixty_megabytes(tmp_path):
+    """Pictures of 3-D noise, the hardest to compress: 40 of them say what 2,000 take."""
+    case = disk_case(tmp_path, "p1", (40, 44, 42))
+    files = case_files(record("p1"), tmp_path, by_id(dataset(tmp_path, case)))
+    told = record("p1", worst=(20, 20, 20), shape=(40, 44, 42), spacing_mm=(1.0,) * 3)
+    most = thumbs.bytes_per_picture(2000)
+    one = thumbs.draw_case(told, files, tmp_path, LABELS, most)
+    assert one.path is not None
+    assert 2000 * one.path.stat().st_size < 50e6
+    gone = str(tmp_path / "a folder with a long name" / "gone.nii.gz")
+    commands = [
+        replace(told, case=f"patient_{i:05d}_with_a_long_name", image=gone, label=gone) for i in range(2000)
+    ]
+    page = write_audit_report(tmp_path / "out", dataset(tmp_path), commands, {})
+    assert "itksnap" in Page(page.read_text("utf-8")).data["records"][1999]["commands"][0][1]
+    assert page.stat().st_size < 10e6
+
+
+def test_no_records_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="no cases"):
+        write_audit_report(tmp_path, dataset(tmp_path), [], {})
+
+
+# ---- figures of the data set ------------------------------------------------------------------------------------
+
+
+def test_figures_of_the_data_set_by_hand():
+    records = [
+        record("a", 0.9, wrong_voxels=60, wrong_share=0.6, kind="shifted"),
+        record("b", 0.5, wrong_voxels=30, wrong_share=0.3),
+        record("c", 0.1, wrong_voxels=10, wrong_share=0.1, kind="sound"),
+    ]
+    rate = figures.noise_rate(records)
+    assert rate.value == pytest.approx(100 / 300)
+    assert rate.low < rate.value < rate.high
+    assert figures.budget_curve(records).tolist() == pytest.approx([0, 0.6, 0.9, 1])
+    assert figures.budget_curve(records[::-1]).tolist() == pytest.approx([0, 0.6, 0.9, 1])
+    assert figures.budget_steps(figures.budget_curve(records)) == [
+        (1, pytest.approx(0.6)),
+        (2, pytest.approx(0.9)),
+    ]
+    assert [(one.kind, one.cases, round(one.wrong_share, 2)) for one in figures.kinds(records)] == [
+        ("shifted", 1, 0.6), ("over-drawn", 1, 0.3), ("sound", 1, 0.1),
+    ]  # fmt: skip
+    assert figures.histogram([0.52, 0.57, 1.0], bins=10) == [
+        (0.5, pytest.approx(0.6), 2), (pytest.approx(0.6), pytest.approx(0.7), 0), (pytest.approx(0.7), 0.8, 0),
+        (0.8, 0.9, 0), (0.9, 1.0, 1),
+    ]  # fmt: skip
+
+
+def test_offsets_by_class_rater_and_site():
+    def drawn(offset: float | None) -> tuple[ClassRecord, ...]:
+        return (ClassRecord("organ", 100, 100, 0.9, 0.1, offset, "mixed"),)
+
+    records = [record(f"a{i}", rater="anna", classes=drawn(1 + 0.1 * i)) for i in range(5)]
+    records += [record(f"b{i}", rater="ben", classes=drawn(-0.5)) for i in range(5)]
+    records += [record("none", rater="ben", classes=drawn(None))]
+    found = {(one.what, one.name): one.offset_mm for one in figures.groups(records)}
+    assert set(found) == {("class", "organ"), ("rater", "anna"), ("rater", "ben")}  # one site says nothing
+    anna, ben = found["rater", "anna"], found["rater", "ben"]
+    assert anna is not None
+    assert ben is not None
+    assert anna.value == pytest.approx(1.2)
+    assert anna.low <= 1.2 <= anna.high
+    assert (ben.value, ben.n) == (pytest.approx(-0.5), 5)
+
+
+def test_confusion_is_shown_in_shares_of_the_given_class(tmp_path):
+    facts = {"confusion": {"organ": {"organ": 90.0, "core": 10.0}, "core": {"core": 5.0}}}
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path), [record("a")], facts).read_text("utf-8"))
+    assert "given organ core organ 90.0 % 10.0 % core 0.0 % 100 %" in page.text
