@@ -93,7 +93,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
     if high <= low:
         return [low]
-    return [float(v) for v in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low - 1e-9 <= v <= high + 1e-9]
+    values = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [float(value) for value in values if low - 1e-9 <= value <= high + 1e-9]
 
 
 def _x(value: float, low: float, high: float) -> float:
