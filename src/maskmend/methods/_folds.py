@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskmend.losses import ce_dice
-from maskmend.methods.base import Batch, EmaMethod, follow, within
+from maskmend.methods.base import Batch, EmaMethod, decay_at, follow, within
 
 
 class Folds(EmaMethod):
@@ -43,7 +43,7 @@ class Folds(EmaMethod):
     def after_step(self, progress: float) -> None:
         """Move every average towards its network."""
         super().after_step(progress)
-        decay = min(1 - 1 / (self.steps_seen.item() + 1), self.ema)
+        decay = decay_at(int(self.steps_seen), self.ema)
         for average, judge in zip(self.averages, self.judges, strict=True):
             follow(average, judge, decay)
 

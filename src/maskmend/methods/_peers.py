@@ -13,7 +13,7 @@ from torch.nn import functional
 from maskmend.errors import UsageError
 from maskmend.losses import ce_dice, cross_entropy, masked_mean
 from maskmend.methods._noise_rates import NoiseRates
-from maskmend.methods.base import Batch, follow
+from maskmend.methods.base import Batch, decay_at, follow
 
 
 class Peers(NoiseRates):
@@ -46,7 +46,7 @@ class Peers(NoiseRates):
     def after_step(self, progress: float) -> None:
         """Move every average towards its network."""
         self.steps_seen += 1
-        decay = min(1 - 1 / (self.steps_seen.item() + 1), self.ema)
+        decay = decay_at(int(self.steps_seen), self.ema)
         for average, network in zip(self.averages, self.networks, strict=True):
             follow(average, network, decay)
 
