@@ -154,6 +154,7 @@ def _terminal(description: str, total: int | None, start: int) -> Iterator[Bar]:
         TimeRemainingColumn,
     )
     from rich.progress import Task as RichTask
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -163,9 +164,11 @@ def _terminal(description: str, total: int | None, start: int) -> Iterator[Bar]:
 
     console = Console(stderr=True)
     text = TextColumn("{task.description}", markup=False)
-    figures = TextColumn("{task.fields[figures]}", markup=False)
-    columns = (text, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), figures)
-    with Progress(*columns, console=console, transient=True) as progress:
+    # Figures get the room that is left, and are cut rather than squeeze the others.
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    figures = TextColumn("{task.fields[figures]}", markup=False, table_column=rest)
+    columns = (text, BarColumn(24), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), figures)
+    with Progress(*columns, console=console, transient=True, expand=True) as progress:
         task = progress.add_task(description, total=total, figures="", completed=start)
         _live.append(console)
         try:
