@@ -105,6 +105,30 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+class Combined(LabelNoise):
+    """A flaw made of others: what they need it needs, and what they may do it may."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[LabelNoise]:
+        """The flaws within."""
+
+    @property
+    def needs_image(self) -> bool:  # type: ignore[override]
+        """If any part does."""
+        return any(part.needs_image for part in self.parts)
+
+    @property
+    def may_erase(self) -> bool:  # type: ignore[override]
+        """If any part may."""
+        return any(part.may_erase for part in self.parts)
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """If all parts are."""
+        return all(part.smooth for part in self.parts)
+
+
 def flaw(annotation: Annotation, choice: Mapping[str, Any], strength: float = 1.0) -> np.ndarray:
     """Do what was chosen, on the part of the image that it can reach.
 

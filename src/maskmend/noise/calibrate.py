@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from maskmend.errors import UsageError
-from maskmend.noise.base import KINDS, Annotation, Choice, LabelNoise, flaw
+from maskmend.noise.base import KINDS, Annotation, Choice, Combined, LabelNoise, flaw
 from maskmend.noise.corrupt import Level, Strengths, at_level, joined
 
 TOLERANCE = 0.01
@@ -254,11 +254,11 @@ def _why(found: Calibration, value: int) -> str:
 
 
 @dataclass(frozen=True)
-class ToChange(LabelNoise):
+class ToChange(Combined):
     """A flaw whose strength is set for each case so that a share of the foreground's voxels changes.
 
     Args:
-        noise: the flaw.
+        inner: the flaw.
         share: changed voxels divided by foreground voxels, > 0.
 
     Example:
@@ -273,22 +273,27 @@ class ToChange(LabelNoise):
     """
 
     name = "to_change"
-    noise: LabelNoise
+    inner: LabelNoise
     share: float = 0.5
+
+    @property
+    def parts(self) -> Sequence[LabelNoise]:
+        """The flaw within."""
+        return (self.inner,)
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Choose, then bisect the strength."""
         if not self.share > 0:
             raise UsageError(f"{self.share} must be above 0", "share")
-        inner = self.noise.choose(rng, annotation)
-        foreground, at = max(int((annotation.label > 0).sum()), 1), Strengths(annotation, inner)
+        choice = self.inner.choose(rng, annotation)
+        foreground, at = max(int((annotation.label > 0).sum()), 1), Strengths(annotation, choice)
 
         def unchanged(level: Level) -> float:
             return 1 - float((at(level) != annotation.label).sum()) / foreground
 
-        strongest = max(KINDS[name].max_strength for name in _transforms(inner))
-        level = bisect(unchanged, 1 - self.share, strongest, self.noise.smooth).level
-        return {"transform": self.name, "choice": inner, "level": level}
+        strongest = max(KINDS[name].max_strength for name in _transforms(choice))
+        level = bisect(unchanged, 1 - self.share, strongest, self.inner.smooth).level
+        return {"transform": self.name, "choice": choice, "level": level}
 
     @classmethod
     def flaw(cls, annotation: Annotation, choice: Mapping[str, Any], strength: float) -> np.ndarray:

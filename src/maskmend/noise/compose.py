@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskmend.errors import UsageError, nearest
-from maskmend.noise.base import Annotation, Choice, LabelNoise, flaw, limited
+from maskmend.noise.base import Annotation, Choice, Combined, LabelNoise, flaw, limited
 from maskmend.noise.draws import at_least
 
 
@@ -30,7 +30,7 @@ class Nothing(LabelNoise):
 
 
 @dataclass(frozen=True)
-class Compose(LabelNoise):
+class Compose(Combined):
     """Flaws one after another, each on what the one before left.
 
     Args:
@@ -47,19 +47,9 @@ class Compose(LabelNoise):
     steps: Sequence[LabelNoise]
 
     @property
-    def may_erase(self) -> bool:  # type: ignore[override]
-        """If any step may."""
-        return any(step.may_erase for step in self.steps)
-
-    @property
-    def smooth(self) -> bool:  # type: ignore[override]
-        """If all steps are."""
-        return all(step.smooth for step in self.steps)
-
-    @property
-    def needs_image(self) -> bool:  # type: ignore[override]
-        """If any step does."""
-        return any(step.needs_image for step in self.steps)
+    def parts(self) -> Sequence[LabelNoise]:
+        """The flaws within."""
+        return self.steps
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Choose for each step. Steps see the label as it was given, not what the steps before will make of it."""
@@ -74,7 +64,7 @@ class Compose(LabelNoise):
 
 
 @dataclass(frozen=True)
-class OneOf(LabelNoise):
+class OneOf(Combined):
     """One of several flaws, drawn for each case.
 
     Args:
@@ -87,19 +77,9 @@ class OneOf(LabelNoise):
     weights: Sequence[float] = ()
 
     @property
-    def may_erase(self) -> bool:  # type: ignore[override]
-        """If any option may."""
-        return any(option.may_erase for option in self.options)
-
-    @property
-    def smooth(self) -> bool:  # type: ignore[override]
-        """If all options are."""
-        return all(option.smooth for option in self.options)
-
-    @property
-    def needs_image(self) -> bool:  # type: ignore[override]
-        """If any option does."""
-        return any(option.needs_image for option in self.options)
+    def parts(self) -> Sequence[LabelNoise]:
+        """The flaws within."""
+        return self.options
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Draw the option; the record is that option's own."""
@@ -120,7 +100,7 @@ class OneOf(LabelNoise):
 
 
 @dataclass(frozen=True)
-class PerClass(LabelNoise):
+class PerClass(Combined):
     """Each class on its own, with its own draw: what one does leaves the others where they are.
 
     Args:
@@ -136,23 +116,9 @@ class PerClass(LabelNoise):
     rest: LabelNoise | None = None
 
     @property
-    def _inner(self) -> list[LabelNoise]:
+    def parts(self) -> Sequence[LabelNoise]:
+        """The flaws within."""
         return [*self.classes.values(), *([self.rest] if self.rest else [])]
-
-    @property
-    def may_erase(self) -> bool:  # type: ignore[override]
-        """If any class's flaw may."""
-        return any(noise.may_erase for noise in self._inner)
-
-    @property
-    def smooth(self) -> bool:  # type: ignore[override]
-        """If all are."""
-        return all(noise.smooth for noise in self._inner)
-
-    @property
-    def needs_image(self) -> bool:  # type: ignore[override]
-        """If any does."""
-        return any(noise.needs_image for noise in self._inner)
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Choose for each class that is there, by ascending value."""
@@ -196,11 +162,11 @@ def _by_value(classes: Mapping[str, LabelNoise], annotation: Annotation) -> dict
 
 
 @dataclass(frozen=True)
-class InPixels(LabelNoise):
+class InPixels(Combined):
     """Lengths in pixels of a standard image instead of millimetres, for recipes that were published so.
 
     Args:
-        noise: the flaw; its millimetres now mean pixels.
+        inner: the flaw; its millimetres now mean pixels.
         width: the standard image is this wide (its longer side within a slice); None: the image as it is.
         area: or: each label is as large as this many pixels (in 3-D: of its largest slice).
 
@@ -217,24 +183,14 @@ class InPixels(LabelNoise):
     """
 
     name = "in_pixels"
-    noise: LabelNoise
+    inner: LabelNoise
     width: int | None = None
     area: float | None = None
 
     @property
-    def may_erase(self) -> bool:  # type: ignore[override]
-        """As the flaw."""
-        return self.noise.may_erase
-
-    @property
-    def smooth(self) -> bool:  # type: ignore[override]
-        """As the flaw."""
-        return self.noise.smooth
-
-    @property
-    def needs_image(self) -> bool:  # type: ignore[override]
-        """As the flaw."""
-        return self.noise.needs_image
+    def parts(self) -> Sequence[LabelNoise]:
+        """The flaw within."""
+        return (self.inner,)
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Record how many pixels a voxel is."""
@@ -245,7 +201,7 @@ class InPixels(LabelNoise):
             pixels = float(np.sqrt(at_least(self.area, 1, "area") / max(largest, 1)))
         elif self.width is not None:
             pixels = at_least(self.width, 1, "width") / max(annotation.label.shape[-2:])
-        inner = self.noise.choose(rng, replace(annotation, spacing_mm=(pixels,) * annotation.ndim))
+        inner = self.inner.choose(rng, replace(annotation, spacing_mm=(pixels,) * annotation.ndim))
         return {"transform": self.name, "pixels": pixels, "choice": inner}
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskmend.errors import UsageError, unknown
-from maskmend.noise.base import Annotation, Choice, LabelNoise, flaw
+from maskmend.noise.base import Annotation, Choice, Combined, LabelNoise, flaw
 from maskmend.noise.draws import draw_count
 from maskmend.noise.morphology import signed_distance_mm
 
@@ -96,34 +96,29 @@ def _depth(region: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class EachSlice(LabelNoise):
+class EachSlice(Combined):
     """A 2-D flaw drawn anew for every slice (axis 0) of a volume; an image is one slice.
 
     Args:
-        noise: the flaw of a slice.
+        inner: the flaw of a slice.
 
     Source: recipes that were published for slices of volumes.
     """
 
     name = "each_slice"
-    noise: LabelNoise
+    inner: LabelNoise
 
     @property
-    def may_erase(self) -> bool:  # type: ignore[override]
-        """As in the slice."""
-        return self.noise.may_erase
-
-    @property
-    def smooth(self) -> bool:  # type: ignore[override]
-        """As in the slice."""
-        return self.noise.smooth
+    def parts(self) -> Sequence[LabelNoise]:
+        """The flaw within."""
+        return (self.inner,)
 
     def choose(self, rng: np.random.Generator, annotation: Annotation) -> Choice:
         """Choose for every slice that holds foreground."""
         if annotation.ndim == 2:
-            return self.noise.choose(rng, annotation)
+            return self.inner.choose(rng, annotation)
         used = np.flatnonzero(annotation.label.any((1, 2)))
-        slices = {str(k): self.noise.choose(rng, _slice(annotation, int(k))) for k in used}
+        slices = {str(k): self.inner.choose(rng, _slice(annotation, int(k))) for k in used}
         return {"transform": self.name, "slices": slices}
 
     @classmethod
