@@ -31,12 +31,16 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# `make bench` lists the benches; `make bench NAME=pint ARGS="--help"` runs one.
+# `make bench` lists the benches; `make bench NAME=pint ARGS="--workers 2"` runs one: a program, or a file for
+# `maskmend benchmark`, whose results go to runs/NAME and are committed below docs/results when they are evidence.
+DATA ?= ../shared/data
 bench: $(STAMP)
 ifdef NAME
-	$(BIN)/python bench/$(NAME).py $(ARGS)
+	@if test -f bench/$(NAME).yaml; then set -x; $(BIN)/maskmend benchmark bench/$(NAME).yaml -o runs/$(NAME) --data $(DATA) $(ARGS); \
+	else set -x; $(BIN)/python bench/$(NAME).py $(ARGS); fi
 else
 	@for file in $$(grep -l __main__ bench/*.py); do sed -n '1s/"""/  /gp' $$file | sed "s|^|make bench NAME=$$(basename $$file .py)|"; done
+	@for file in bench/*.yaml; do sed -n '1s/^#/ /p' $$file | sed "s|^|make bench NAME=$$(basename $$file .yaml)|"; done
 endif
 
 docs: $(STAMP)
