@@ -28,7 +28,8 @@ def organ() -> Callable[..., Annotation]:
     def make(ndim: int = 2, seed: int = 0, ignored: bool = False) -> Annotation:
         image, label = (array.copy() for array in phantom(ndim, seed))
         if ignored:
-            label[..., : label.shape[-1] // 2] = np.where(label[..., : label.shape[-1] // 2] == 1, 9, 0)
+            half = label[..., : label.shape[-1] // 2]
+            half[half == 1] = 9
         names = {"background": 0, "organ": 1, "core": 2}
         return Annotation(label, SPACING_MM[ndim], image, names=names, case=f"case{seed}")
 

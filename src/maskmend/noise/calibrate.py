@@ -20,6 +20,7 @@ TOLERANCE = 0.01
 _CLOSE = 0.25  # bisection ends at this share of the tolerance
 _SWEEPS = 5  # over the structures, for one's strength moves the others' Dice
 _HALVINGS = 14
+_WEAKER = 40  # attempts to keep a structure, each with 4/5 of the strength before; then it is left alone
 
 
 @dataclass
@@ -45,12 +46,14 @@ class Drawn:
 
     def set_level(self, value: int, level: Level) -> None:
         """Flaw one class at a strength, weakened until enough of the class is left."""
-        for _ in range(12):
+        for _ in range(_WEAKER):
             label = self._at(level)
             least = max(1.0, self.keep * (self.truth.label == value).sum())
             if self.keep <= 0 or (label == value).sum() >= least:
                 break
             level = 0.8 * (level if isinstance(level, int | float) else level[0])
+        else:
+            level, label = 0.0, self.truth.label
         self.flawed[value], self.levels[value] = label, level
 
     def label(self) -> np.ndarray:
@@ -72,12 +75,14 @@ class Calibration:
         targets: wanted mean Dice.
         reached: mean Dice of the flawed cases.
         least: smallest mean Dice at any strength that was tried.
+        keep: share of each class that had to stay.
     """
 
     levels: dict[int, Level]
     targets: dict[int, float]
     reached: dict[int, float]
     least: dict[int, float] = field(default_factory=dict)
+    keep: float = 0.0
 
     def missed(self, tolerance: float = TOLERANCE) -> list[int]:
         """The classes whose Dice is off by more."""
@@ -108,7 +113,7 @@ def calibrate(cases: Sequence[Drawn], noise: LabelNoise, targets: Mapping[int, f
             levels[value], least[value] = found.level, found.least
             measured(found.level)
         reached = {v: float(np.mean([c.dice(v) for c in held])) for v, held in holders.items() if held}
-        result = Calibration(levels, {v: targets[v] for v in reached}, reached, least)
+        result = Calibration(levels, {v: targets[v] for v in reached}, reached, least, cases[0].keep)
         if not result.missed() or len(reached) == 1:
             break
     return result
@@ -247,7 +252,8 @@ def require(found: Calibration, names: Mapping[str, int]) -> None:
 def _why(found: Calibration, value: int) -> str:
     """Why a class missed its target."""
     if found.least[value] > found.targets[value]:
-        return "this noise cannot do more damage than that, at any strength"
+        leaves = f" that leaves {found.keep:.0%} of each structure" if found.keep else ""
+        return f"this noise cannot do more damage than that, at any strength{leaves}"
     if found.levels[value] == 0 and found.reached[value] < found.targets[value]:
         return "the flaws of the other classes alone do more damage than that"
     return "this noise acts in whole pieces, too large for a Dice nearer to that"

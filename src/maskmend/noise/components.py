@@ -56,18 +56,20 @@ class DropComponents(LabelNoise):
         label, result = annotation.label, np.array(annotation.label)
         for value in annotation.classes:
             numbered, count = _components(label, value)
-            gone = np.isin(numbered, _picked(choice["seed"], value, count, strength * choice["probability"]))
-            result[gone] = _below(label, value, gone)[gone] if annotation.layered else 0
+            picked = _picked(choice["seed"], value, count, strength * choice["probability"])
+            if not annotation.layered:
+                result[np.isin(numbered, picked)] = 0
+            for component in picked if annotation.layered else ():
+                gone = numbered == component
+                result[gone] = _below(label, value, gone)
         return result
 
 
-def _below(label: np.ndarray, value: int, gone: np.ndarray) -> np.ndarray:
-    """The label with dropped voxels given the class beside them: that below if they lie on one, else background."""
-    rest = np.where(gone, 0, label)
-    beside = rest[ndimage.binary_dilation(gone) & ~gone]
+def _below(label: np.ndarray, value: int, gone: np.ndarray) -> int:
+    """The class that shows where a component is dropped: the lower one that it mostly lies on, else background."""
+    beside = label[ndimage.binary_dilation(gone) & ~gone]
     lower = beside[(beside > 0) & (beside < value)]
-    filler = np.bincount(lower).argmax() if lower.size > beside.size / 2 else 0
-    return np.where(gone, filler, label)
+    return int(np.bincount(lower).argmax()) if lower.size > beside.size / 2 else 0
 
 
 @dataclass(frozen=True)
