@@ -232,6 +232,36 @@ def audit(
 
 
 @app.command()
+def raters(
+    dataset: Annotated[
+        Path, typer.Argument(help="Data set with several raters; needs no images and no labels/.")
+    ],
+    out: Out,
+    settings: Settings = None,
+    consensus: Annotated[
+        str | None,
+        typer.Option("--consensus", help="Write one mask per case: majority, staple or weighted."),
+    ] = None,
+    config: File = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the raters of a data set: agreement, who draws too large, and the cases to adjudicate first."""
+    options = _load(config, settings, "data")
+    from maskmend.audit.rater_verb import compare
+
+    with _counter("comparing raters") as progress:
+        answer = compare(
+            dataset, out, options.data, consensus=consensus, overwrite=overwrite, progress=progress
+        )
+    if as_json:
+        _print_json(answer.facts)
+    else:
+        _print_rich(answer.report.to_table(), stderr=True)
+        print(answer.page)
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Method to explain; all are listed without it.")] = None,
     measure: Annotated[
