@@ -19,6 +19,7 @@ NAMES = {"background": 0, "organ": 1, "core": 2}
 CHEST = {"background": 0, "lung": 1, "heart": 2, "clavicle": 3}
 CORE = "#FF7AC8"
 CASES, TARGET = 4, 0.8
+GREYS, GAP = 16, 8  # shades, and white rows between pictures
 WHOLE = ("drop", "invent", "swap")  # flaws of pieces rather than of outlines
 # seeds that show what the preset can do: with few pieces, most seeds show too little or too much
 SEEDS = {
@@ -66,7 +67,7 @@ def _row(name: str, cases: dict[str, tuple[np.ndarray, np.ndarray]], target: flo
         image, true, given = (
             a if ndim == 2 else _side(a) for a in (images[key][0], labels[key], flawed[key])
         )
-        title = "Dice " + " ".join(f"{dice:.2f}" for dice in facts["dice"].values())
+        title = "Dice " + " / ".join(f"{dice:.2f}" for dice in facts["dice"].values())
         lines = [
             (true, TRUTH, "-"),
             (np.where(given == 1, 1, 0), GIVEN, "-"),
@@ -84,17 +85,26 @@ def _side(volume: np.ndarray) -> np.ndarray:
 def _small(png: bytes) -> Image.Image:
     """Few colours: greys, and each line's colour fading into dark and light, so that lines stay what they are."""
     ends = [tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (TRUTH, GIVEN, CORE)]
-    greys = [(level, level, level) for level in np.linspace(0, 255, 40).astype(int).tolist()]
+    greys = [(level, level, level) for level in np.linspace(0, 255, GREYS).astype(int).tolist()]
     mixed = [
         tuple(round(share * c + (1 - share) * grey) for c in end)
         for end in ends
-        for grey in (0, 70, 140, 255)
-        for share in (0.25, 0.5, 0.75, 1.0)
+        for grey in (0, 85, 170, 255)
+        for share in (0.33, 0.67, 1.0)
     ]
-    colours = [c for colour in greys + mixed for c in colour]
     palette = Image.new("P", (1, 1))
-    palette.putpalette(colours)
-    return Image.open(io.BytesIO(png)).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+    palette.putpalette([c for colour in greys + mixed for c in colour])
+    dense = _without_gaps(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
+    return Image.fromarray(dense).quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def _without_gaps(pixels: np.ndarray) -> np.ndarray:
+    """No more than a few white rows in a run."""
+    white = (pixels == 255).all((1, 2))
+    run = np.zeros(len(white), int)
+    for row in range(1, len(white)):
+        run[row] = run[row - 1] + 1 if white[row] else 0
+    return pixels[run <= GAP]
 
 
 if __name__ == "__main__":
