@@ -18,7 +18,14 @@ from maskmend.audit.voxels import VoxelJudge, VoxelSample
 FIT_ON = 400  # cases; more sharpen nothing
 INJECTED = 400  # errors made on purpose in all
 MOST_INJECTED = 4  # per case
+LEAST_LOST = 0.02
+WRONG_IF_FLAWED = (
+    0.2  # of what a lost model contradicts, where the mask is flawed; anything between .1 and .3 would do
+)
+WAVER = 0.3  # share of the ordinary disagreement that is the mask's; measured on masks of a crowd
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
+
+OUTLINES = ("over-drawn", "under-drawn", "shifted")
 
 Looks = Callable[[Sequence[str]], Iterator[Look]]
 """Gives the looks of the cases with these ids, in this order; asked several times."""
@@ -32,18 +39,20 @@ class Opinion:
         look: with calibrated probabilities.
         evidence: the figures it rests on.
         odds: log odds that the case is flawed.
+        lost: how likely the model's verdict says nothing about this image.
         noise: (*B) float32, how likely each voxel's label is wrong.
     """
 
     look: Look
     evidence: Evidence
     odds: float
+    lost: float
     noise: np.ndarray
 
     @property
     def flawed(self) -> float:
         """Probability that the case has an error."""
-        return float(population._sigmoid(np.float64(self.odds)))
+        return float(population.sigmoid(np.float64(self.odds)))
 
     def confused(self) -> np.ndarray:
         """(K, K) expected voxels by given (row) and true (column) class."""
@@ -60,9 +69,26 @@ class Opinion:
             joint[given, given] += (look.label[valid] == given).sum() - noise[label == given].sum()
         return joint
 
+    def wrong_share(self, suggested: np.ndarray) -> float:
+        """Expected wrong voxels per voxel of given or suggested (*B) foreground, in [0, 1]."""
+        area = int(((self.look.label > 0) | (suggested > 0)).sum())
+        return min(float(self.noise.sum()) / max(area, 1), 1.0)
+
+    def priority(self, suggested: np.ndarray) -> float:
+        """What a look at the case is expected to find, in [0, 1]; cases are sorted by it."""
+        return self.flawed * self.wrong_share(suggested)
+
     def dice(self) -> np.ndarray:
-        """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent."""
-        return joint_dice(self.confused())
+        """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent.
+
+        Sound masks waver too: part of the ordinary disagreement with the model is put down to the mask.
+        """
+        found = joint_dice(self.confused())
+        for k in range(1, self.look.classes):
+            drawn, likely = self.look.label == k, self.look.probs[k]
+            overlap = 2 * float(likely[drawn].sum()) / max(float(drawn.sum() + likely.sum()), 1e-6)
+            found[k - 1] -= WAVER * max(found[k - 1] - overlap, 0)
+        return found
 
 
 def joint_dice(joint: np.ndarray) -> np.ndarray:
@@ -84,8 +110,14 @@ class Auditor:
         """The opinion of a case with uncalibrated probabilities."""
         look = self.calibration(look)
         evidence = gather(look)
+        verdict = float(self.population.verdict([evidence])[0])
+        lost = float(self.population.usual.lost([evidence])[0])
+        noise = self.voxels.noise(look, verdict)
+        if lost > LEAST_LOST:
+            blind = self.population.rate * WRONG_IF_FLAWED * (1 - look.given())
+            noise = ((1 - lost) * noise + lost * np.where(noise > 0, blind, 0)).astype(np.float32)
         odds = float(self.population.log_odds([evidence])[0])
-        return Opinion(look, evidence, odds, self.voxels.noise(look, odds))
+        return Opinion(look, evidence, odds, lost, noise)
 
 
 @dataclass
@@ -95,6 +127,7 @@ class _Made:
     evidence: list[Evidence] = field(default_factory=list)
     samples: list[VoxelSample] = field(default_factory=list)
     origin: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
 
 
 def fit(
@@ -134,7 +167,7 @@ def fit(
             _make(made, number, calibrated, rng)
         progress()
     origin = np.array(made.origin, int)
-    judge = population.fit(cases, made.evidence, origin, trust, clean)
+    judge = population.fit(cases, made.evidence, made.kinds, origin, trust, clean)
     return Auditor(set_right, judge, _fit_voxels(judge, cases, sound, made))
 
 
@@ -161,13 +194,14 @@ def _make(made: _Made, number: int, look: Look, rng: np.random.Generator) -> Non
     made.evidence.append(gather(wrong))
     made.samples.append(voxels.sample(wrong, look.label, rng))
     made.origin.append(number)
+    made.kinds.append(error[1] if error[1] in OUTLINES else "mixed" if error[1] == "mixed" else "object")
 
 
 def _fit_voxels(
     judge: Judge, cases: Sequence[Evidence], sound: Sequence[VoxelSample], made: _Made
 ) -> VoxelJudge:
     origin = np.array(made.origin, int)
-    right = (1 - judge.rate) * population._share(judge.trust)
-    wrong = judge.rate * population._share(judge.trust[origin])
-    odds = np.concatenate([judge.log_odds(cases), judge.log_odds(made.evidence)])
+    right = (1 - judge.rate) * population.share(judge.trust)
+    wrong = judge.rate * population.share(judge.trust[origin])
+    odds = np.concatenate([judge.verdict(cases), judge.verdict(made.evidence)])
     return voxels.fit([*sound, *made.samples], odds, np.concatenate([right, wrong]))

@@ -31,10 +31,12 @@ class Evidence:
         signed: (G, M) differences of the mask from the model for each group of voxels: all foreground, then, with
             more than one foreground class, each class. The columns are named by `signed_names`; NaN where neither
             has the class.
+        doubts: (2,) how unsure the model is of this image, whatever the mask: softness of its outline, and roughness.
     """
 
     surprises: np.ndarray
     signed: np.ndarray
+    doubts: np.ndarray
 
 
 def signed_names(ndim: int) -> list[str]:
@@ -59,7 +61,8 @@ def gather(look: Look) -> Evidence:
     logs = np.log(probs)
     contradiction = np.log(best) - np.log(given)
     expected = -float((probs * logs).sum())
-    outline = 0.5 * (surface(drawn, look.spacing_mm) + surface(likely, look.spacing_mm)) / voxel + 1
+    soft_outline = surface(likely, look.spacing_mm) / voxel
+    outline = 0.5 * (surface(drawn, look.spacing_mm) / voxel + soft_outline) + 1
     volume = 0.5 * float(drawn.sum() + likely.sum()) + 1
     inside = np.clip(likely, LEAST, 1 - LEAST)
     odds = np.log(inside / (1 - inside))
@@ -75,7 +78,11 @@ def gather(look: Look) -> Evidence:
     if look.classes > 2:
         groups += [((look.label == k).astype(np.float32), probs[k]) for k in range(1, look.classes)]
     signed = np.stack([_differences(mask, soft, look.spacing_mm) for mask, soft in groups])
-    return Evidence(surprises, signed)
+    decided = (likely > 0.5).astype(np.float32)
+    ball = (float(decided.sum()) + 1) ** ((drawn.ndim - 1) / drawn.ndim)
+    rough = surface(decided, look.spacing_mm) / voxel ** ((drawn.ndim - 1) / drawn.ndim) / ball
+    doubts = np.log([expected / (soft_outline + 1) + _FAINT, rough + 0.1])
+    return Evidence(surprises, signed, doubts)
 
 
 def surface(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:

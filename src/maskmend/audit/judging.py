@@ -11,13 +11,14 @@ import numpy as np
 
 from maskmend.audit import kinds
 from maskmend.audit.estimate import Opinion
-from maskmend.audit.record import CaseRecord, ClassRecord
+from maskmend.audit.record import CaseRecord, ClassRecord, Kind
 from maskmend.audit.selfcheck import SelfCheck, mean_dice
 from maskmend.audit.suggest import suggest
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, suffix_of, write_image, write_label
 
 NOISE, SUGGESTED = "noise", "suggested"
+LOST = "the model is lost on this image, so little can be said of its mask"
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,34 @@ def judge_case(
     quality = mean_dice(dice)
     low, high = check.interval(quality)
     kind, sure = kinds.case_kind(opinion, suggested)
-    wrong = float(opinion.noise.sum())
-    area = max(int(((opinion.look.label > 0) | (suggested > 0)).sum()), 1)
-    share = min(wrong / area, 1.0)
+    classes = tuple(
+        _class_record(opinion, suggested, joint, dice, offsets, k, name)
+        for k, name in enumerate(names[1:], 1)
+    )
     record = CaseRecord(
-        case=case.id, priority=_rounded(opinion.flawed * share), quality=_rounded(quality), quality_low=_rounded(low),
-        quality_high=_rounded(high), flawed=_rounded(opinion.flawed), wrong_voxels=round(wrong, 1),
-        wrong_share=_rounded(share), kind=kind, kind_probability=_rounded(sure), worst=kinds.worst_place(opinion),
-        rater=_rater(case), site=case.site or "", group=case.group or "",
-        image=str(case.images[0]) if case.images else None, label=str(case.label), spacing_mm=opinion.look.spacing_mm,
-        shape=opinion.look.shape, components=kinds.components(opinion, suggested, names),
-        classes=tuple(
-            _class_record(opinion, suggested, joint, dice, offsets, k, name) for k, name in enumerate(names[1:], 1)
-        ),
+        case=case.id,
+        priority=_rounded(opinion.priority(suggested)),
+        quality=_rounded(quality),
+        quality_low=_rounded(low),
+        quality_high=_rounded(high),
+        flawed=_rounded(opinion.flawed),
+        wrong_voxels=round(float(opinion.noise.sum()), 1),
+        wrong_share=_rounded(opinion.wrong_share(suggested)),
+        kind=kind,
+        kind_probability=_rounded(sure),
+        worst=kinds.worst_place(opinion),
+        rater=_rater(case),
+        site=case.site or "",
+        group=case.group or "",
+        image=str(case.images[0]) if case.images else None,
+        label=str(case.label),
+        spacing_mm=opinion.look.spacing_mm,
+        shape=opinion.look.shape,
+        components=kinds.components(opinion, suggested, names),
+        classes=classes,
+        remark=LOST if opinion.lost > 0.5 else "",
         **files,
-    )  # fmt: skip
+    )
     return Judged(record, joint, offsets)
 
 
@@ -84,7 +98,7 @@ def class_offsets(opinion: Opinion) -> np.ndarray:
     return np.asarray(rows[:, 0])
 
 
-def mixed_up(record: CaseRecord, kind: Any, sure: float, quality: float) -> CaseRecord:
+def mixed_up(record: CaseRecord, kind: Kind, sure: float) -> CaseRecord:
     """The record of a mask that turned out to be mirrored or of another case."""
     flawed = max(record.flawed, sure)
     return replace(
@@ -92,8 +106,6 @@ def mixed_up(record: CaseRecord, kind: Any, sure: float, quality: float) -> Case
         kind=kind,
         kind_probability=_rounded(sure),
         flawed=_rounded(flawed),
-        quality=_rounded(min(record.quality, quality)),
-        quality_low=_rounded(min(record.quality_low, quality)),
         priority=_rounded(max(record.priority, flawed * record.wrong_share)),
     )
 
@@ -157,10 +169,9 @@ def _rounded(value: float) -> float:
     return round(float(value), 4)
 
 
-def usual_offsets(signed_middle: np.ndarray) -> np.ndarray:
-    """(K - 1,) the offsets of sound cases from the middle (G, M) of the signed figures."""
-    rows = signed_middle if len(signed_middle) == 1 else signed_middle[1:]
-    return np.asarray(rows[:, 0])
+def usual_offsets(middle: np.ndarray) -> np.ndarray:
+    """(K - 1,) the offsets of sound cases from the offsets (G,) of all groups."""
+    return middle if len(middle) == 1 else middle[1:]
 
 
 def table_rows(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:

@@ -1,63 +1,128 @@
-"""What is usual among the cases, and how likely a case with these figures is flawed.
+"""What is usual among the cases, and how likely a case with these figures is flawed, by kind of error.
 
-Nobody says which masks are sound. Three things stand in for it:
+Nobody says which masks are sound. Four things stand in for it:
 
-1. the masks that agree best with the models, all signed differences alike, are a first guess (`first_trust`);
-   where the outlines fall into several conventions (half of the masks drawn too large), the shared one counts
-   (`maskmend.mixture.Groups`);
-2. errors made on purpose in the given masks show what the figures of a flawed mask look like, with *these* models;
-3. a logistic regression with weights that can only count against a mask tells both apart; the share of flawed cases
-   and the trust in each are then estimated by expectation maximisation.
+1. the masks that agree best with the models are a first guess (`first_trust`); where the outlines fall into several
+   conventions (half of the masks drawn too large), the shared one counts (`maskmend.mixture.Groups`);
+2. errors made on purpose in the given masks show what the figures of each kind of error look like, with *these*
+   models. A logistic regression for each kind, and one for all together, whose weights can only count against a
+   mask, give the ratio of their density to that of sound masks;
+3. how common each kind is among the cases is estimated by expectation maximisation, and with it the trust in each
+   case: where many masks are drawn too large, a slightly large one is more suspicious. By kind alone this goes too
+   far on few cases, all kinds together go not far enough: the log odds of both are averaged;
+4. on some images a model is lost: its outline is far softer or more ragged than on the others. Its verdict says
+   nothing there, and the case is as likely flawed as any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from maskmend.audit.evidence import Evidence, signed_names
 
 ROUNDS = 4  # more let subtle flaws widen what counts as usual
-RIDGE = 0.003
+RIDGE = 0.01
 BELIEVED = 0.5  # share of cases that the first guess takes for sound
-RATE = (0.01, 0.95)
+RATE = (0.002, 0.6)  # least of each kind, most of all together: beyond, the flaws are the convention
+LOST = (4.0, 0.7)  # spreads above the usual doubt at which a model is as likely lost as not, and how sharply
+LEAST_CASES = 20  # from which conventions are looked for
 
 
 @dataclass(frozen=True)
 class Usual:
-    """Middle and spread of each figure among sound cases."""
+    """Middle and spread of each figure: of what is drawn among sound cases, of the models' doubts among all.
 
-    surprises: np.ndarray  # (2, 4)
-    signed: np.ndarray  # (2, G, M)
+    Args:
+        surprises: (2, S). signed: (2, G, M). doubts: (2, D).
+    """
+
+    surprises: np.ndarray
+    signed: np.ndarray
+    doubts: np.ndarray
 
     @classmethod
     def of(cls, cases: Sequence[Evidence], trust: np.ndarray) -> Usual:
         """Weighted median and median deviation: what is left of the flawed does not move them."""
-        surprises = np.stack([case.surprises for case in cases])
-        signed = np.stack([case.signed for case in cases])
-        return cls(_middle_and_spread(surprises, trust), _middle_and_spread(signed, trust))
+        weight = trust if trust.sum() > 1 else np.ones(len(cases))
+        return cls(
+            middle_and_spread(np.stack([case.surprises for case in cases]), weight),
+            middle_and_spread(np.stack([case.signed for case in cases]), weight),
+            middle_and_spread(np.stack([case.doubts for case in cases]), np.ones(len(cases))),
+        )
+
+    def lost(self, cases: Sequence[Evidence]) -> np.ndarray:
+        """(N,) how likely the model's verdict says nothing about a case."""
+        excess = (np.stack([case.doubts for case in cases]) - self.doubts[0]) / self.doubts[1]
+        return sigmoid((excess.max(axis=1) - LOST[0]) / LOST[1])
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(G,) the middle of the signed offsets, mm."""
+        return np.asarray(self.signed[0, :, 0])
 
 
 def inputs(cases: Sequence[Evidence], usual: Usual) -> np.ndarray:
     """How unusual each case is, (N, I), each column 0 where it is usual and growing slowly beyond.
 
-    Surprises count upwards only. Signed figures of one name are merged by their largest, and so are the classes.
+    Surprises count upwards only; offsets have a column for each direction. Signed figures of one name are merged by
+    their largest, and so are the classes.
     """
-    surprises = np.stack([case.surprises for case in cases])
-    signed = np.stack([case.signed for case in cases])  # (N, G, M)
-    up = np.maximum((surprises - usual.surprises[0]) / usual.surprises[1], 0)
-    odd = np.abs(np.nan_to_num((signed - usual.signed[0]) / usual.signed[1]))
-    names = signed_names(_ndim(signed.shape[2]))
-    merged = np.stack(
-        [odd[:, :, [n == name for n in names]].max(axis=2) for name in dict.fromkeys(names)], axis=2
-    )
-    columns = [up, merged[:, 0]]
-    if merged.shape[1] > 1:
-        columns.append(merged[:, 1:].max(axis=1))
-    both: np.ndarray = np.log1p(np.concatenate(columns, axis=1) ** 2 / 2)
+    up = (np.stack([case.surprises for case in cases]) - usual.surprises[0]) / usual.surprises[1]
+    off = np.nan_to_num((np.stack([case.signed for case in cases]) - usual.signed[0]) / usual.signed[1])
+    names = signed_names(_ndim(off.shape[2]))
+    merged = [off[:, :, :1], -off[:, :, :1]]
+    merged += [
+        np.abs(off[:, :, [n == name for n in names]]).max(axis=2, keepdims=True)
+        for name in dict.fromkeys(names[1:])
+    ]
+    groups = np.concatenate(merged, axis=2)
+    columns = [up, groups[:, 0]]
+    if groups.shape[1] > 1:
+        columns.append(groups[:, 1:].max(axis=1))
+    both: np.ndarray = np.log1p(np.maximum(np.concatenate(columns, axis=1), 0) ** 2 / 2)
     return both
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Density of errors against that of sound masks, by kind of error.
+
+    Args:
+        weights: (kinds, 1 + I) intercept, then what each input counts, >= 0.
+        rates: (kinds,) estimated share of the cases with each kind.
+    """
+
+    weights: np.ndarray
+    rates: np.ndarray
+
+    @classmethod
+    def of(
+        cls, sound: np.ndarray, wrong: np.ndarray, kind: np.ndarray, trust: np.ndarray, origin: np.ndarray,
+        doubtful: np.ndarray,
+    ) -> Ratios:  # fmt: skip
+        """Fit one regression for each number in `kind` (M,), then the rates among the `doubtful` cases (N,) bool."""
+        rows = []
+        for one in range(int(kind.max()) + 1):
+            mine = kind == one
+            table = np.concatenate([sound, wrong[mine]])
+            target = np.concatenate([np.zeros(len(sound)), np.ones(int(mine.sum()))])
+            rows.append(logistic(table, target, np.concatenate([share(trust), share(trust[origin[mine]])])))
+        weights = np.stack(rows)
+        return cls(weights, _rates(sound[doubtful] @ weights[:, 1:].T + weights[:, 0]))
+
+    def logs(self, rows: np.ndarray) -> np.ndarray:
+        """(N, kinds) log of rate times density ratio."""
+        return np.asarray(rows @ self.weights[:, 1:].T + self.weights[:, 0] + np.log(self.rates))
+
+    def odds(self, rows: np.ndarray) -> np.ndarray:
+        """(N,) log of P(flawed) / P(sound)."""
+        logs = self.logs(rows)
+        top = logs.max(axis=1)
+        rest = np.log(max(1 - float(self.rates.sum()), 1e-3))
+        return np.asarray(top + np.log(np.exp(logs - top[:, None]).sum(axis=1)) - rest)
 
 
 @dataclass(frozen=True)
@@ -66,42 +131,53 @@ class Judge:
 
     Args:
         usual: figures of sound cases.
-        weights: (1 + I,) intercept, then what each input counts, >= 0.
-        rate: estimated share of flawed cases.
+        kinds: of errors, in the order of `by_kind`.
+        by_kind, together: density ratios; None where no errors could be made.
         trust: (N,) of the cases it was fitted on, that they are sound.
+        rate: estimated share of flawed cases.
     """
 
     usual: Usual
-    weights: np.ndarray
-    rate: float
+    kinds: tuple[str, ...]
+    by_kind: Ratios | None
+    together: Ratios | None
     trust: np.ndarray
+    rate: float
+
+    def verdict(self, cases: Sequence[Evidence]) -> np.ndarray:
+        """(N,) log of P(flawed) / P(sound), if the model can be believed."""
+        if self.by_kind is None or self.together is None:
+            return np.full(len(cases), -4.0)
+        rows = inputs(cases, self.usual)
+        return 0.5 * (self.by_kind.odds(rows) + self.together.odds(rows))
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
-        """(N,) log of P(flawed) / P(sound)."""
-        odds: np.ndarray = inputs(cases, self.usual) @ self.weights[1:] + self.weights[0] + _logit(self.rate)
-        return odds
+        """(N,) the same, with what is known where the model is lost: the estimated share of flawed cases."""
+        lost = self.usual.lost(cases)
+        return logit(lost * self.rate + (1 - lost) * sigmoid(self.verdict(cases)))
 
 
 def first_trust(cases: Sequence[Evidence], trusted: np.ndarray) -> np.ndarray:
     """A first guess of which cases are sound, (N,) in [0, 1].
 
-    The half that agrees best, among those of the shared convention; cases known to be clean always.
+    The half that agrees best among those of the shared convention; cases known to be clean always.
 
     Args:
         cases: figures with uncalibrated probabilities.
         trusted: (N,) bool, known to be clean.
     """
-    convention = _convention(np.stack([case.signed[:, 0] for case in cases]))
+    belief = convention(np.stack([case.signed[:, 0] for case in cases]))
     surprise = np.array([case.surprises[0] for case in cases])
-    worth = np.where(convention > 0.5, -surprise, -surprise - 1e3)
+    worth = np.where(belief > 0.5, -surprise, -surprise - 1e3)
     limit = np.quantile(worth, 1 - BELIEVED)
-    trust: np.ndarray = np.where(trusted, 1.0, (worth >= limit) * convention)
+    trust: np.ndarray = np.where(trusted, 1.0, (worth >= limit) * belief)
     return trust
 
 
 def fit(
     cases: Sequence[Evidence],
     flawed: Sequence[Evidence],
+    kinds: Sequence[str],
     origin: np.ndarray,
     trust: np.ndarray,
     trusted: np.ndarray,
@@ -111,21 +187,28 @@ def fit(
     Args:
         cases: as given, (N).
         flawed: cases with errors made on purpose, (M).
+        kinds: (M) of these errors.
         origin: (M,) which case each of them was made from.
         trust: (N,) first guess that a case is sound.
         trusted: (N,) bool, known to be clean.
     """
-    usual, weights, rate = Usual.of(cases, trust), np.zeros(1), 0.3
-    for _ in range(ROUNDS):
-        usual = Usual.of(cases, trust)
+    known = tuple(sorted(set(kinds)))
+    number = np.array([known.index(one) for one in kinds], int)
+    judge = Judge(Usual.of(cases, trust), known, None, None, trust, 0.0)
+    lost = judge.usual.lost(cases)
+    asked = ~trusted & (lost < 0.5)
+    for _ in range(ROUNDS if known else 0):
+        weight = np.where(trusted, 1.0, trust * (1 - lost))
+        usual = Usual.of(cases, weight)
         sound, wrong = inputs(cases, usual), inputs(flawed, usual)
-        rows = np.concatenate([sound, wrong])
-        target = np.concatenate([np.zeros(len(sound)), np.ones(len(wrong))])
-        weights = logistic(rows, target, np.concatenate([_share(trust), _share(trust[origin])]))
-        odds = sound @ weights[1:] + weights[0]
-        rate = _rate(odds[~trusted])
-        trust = np.where(trusted, 1.0, 1 - _sigmoid(odds + _logit(rate)))
-    return Judge(usual, weights, rate, trust)
+        by_kind = Ratios.of(sound, wrong, number, weight, origin, asked)
+        together = Ratios.of(sound, wrong, np.zeros_like(number), weight, origin, asked)
+        doubt = sigmoid(0.5 * (by_kind.odds(sound[asked]) + together.odds(sound[asked])))
+        rate = float(np.clip(doubt.mean() if len(doubt) else 0.0, *RATE))
+        judge = Judge(usual, known, by_kind, together, trust, rate)
+        trust = np.where(trusted, 1.0, sigmoid(-judge.log_odds(cases)))
+        judge = replace(judge, trust=trust)
+    return judge
 
 
 def logistic(
@@ -144,7 +227,7 @@ def logistic(
 
     def objective(free: np.ndarray) -> tuple[float, np.ndarray]:
         odds = rows @ free[1:] + free[0]
-        off = weight * (_sigmoid(odds) - target)
+        off = weight * (sigmoid(odds) - target)
         loss = weight @ (np.logaddexp(0, odds) - target * odds) + ridge / 2 * (free[1:] ** 2).sum()
         return float(loss), np.concatenate([[off.sum()], rows.T @ off + ridge * free[1:]])
 
@@ -155,7 +238,7 @@ def logistic(
     return found
 
 
-def _convention(offsets: np.ndarray) -> np.ndarray:
+def convention(offsets: np.ndarray) -> np.ndarray:
     """P(a case is drawn in the shared way), (N,), from its signed offsets (N, G)."""
     import torch
 
@@ -164,7 +247,7 @@ def _convention(offsets: np.ndarray) -> np.ndarray:
     belief = np.ones(len(offsets))
     for column in offsets.T:
         there = np.isfinite(column)
-        if there.sum() < 20:
+        if there.sum() < LEAST_CASES:
             continue
         spread = 1.4826 * np.median(np.abs(column[there] - np.median(column[there]))) + 1e-6
         scaled = torch.from_numpy(column[there, None] / spread).float()
@@ -174,7 +257,7 @@ def _convention(offsets: np.ndarray) -> np.ndarray:
     return belief
 
 
-def _middle_and_spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
+def middle_and_spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
     """(2, ...) weighted median and spread of (N, ...) over cases; NaN does not count."""
     flat = values.reshape(len(values), -1)
     out = np.zeros((2, flat.shape[1]))
@@ -189,31 +272,42 @@ def _middle_and_spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
     return out.reshape(2, *values.shape[1:])
 
 
-def _weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
-    order = np.argsort(values)
-    total = np.cumsum(weight[order])
-    return float(values[order][np.searchsorted(total, total[-1] / 2)])
-
-
-def _rate(odds: np.ndarray) -> float:
-    """The share of flawed cases under which the mean posterior equals it (maximum likelihood)."""
-    rate = 0.3
-    for _ in range(100 if len(odds) else 0):
-        rate = float(np.clip(_sigmoid(odds + _logit(rate)).mean(), *RATE))
-    return rate
-
-
-def _share(weight: np.ndarray) -> np.ndarray:
+def share(weight: np.ndarray) -> np.ndarray:
+    """Weights that sum to 1."""
     return weight / max(float(weight.sum()), 1e-9)
 
 
-def _sigmoid(odds: np.ndarray) -> np.ndarray:
+def sigmoid(odds: np.ndarray) -> np.ndarray:
+    """Probability from log odds."""
     value: np.ndarray = 0.5 * (1 + np.tanh(0.5 * odds))
     return value
 
 
-def _logit(share: float) -> float:
-    return float(np.log(share / (1 - share)))
+def logit(chance: np.ndarray) -> np.ndarray:
+    """Log odds of a probability, at most 14 either way."""
+    safe = np.clip(chance, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(safe / (1 - safe)))
+
+
+def _rates(ratios: np.ndarray) -> np.ndarray:
+    """How common each kind is: the rates under which the mean posterior equals them (maximum likelihood)."""
+    kinds = ratios.shape[1]
+    rates = np.full(kinds, 0.3 / kinds)
+    for _ in range(200 if len(ratios) else 0):
+        logs = np.concatenate(
+            [np.full((len(ratios), 1), np.log(1 - rates.sum())), ratios + np.log(rates)], axis=1
+        )
+        posterior = np.exp(logs - logs.max(axis=1, keepdims=True))
+        posterior /= posterior.sum(axis=1, keepdims=True)
+        rates = np.maximum(posterior[:, 1:].mean(axis=0), RATE[0])
+        rates *= min(1.0, RATE[1] / rates.sum())
+    return rates
+
+
+def _weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weight[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
 def _ndim(columns: int) -> int:

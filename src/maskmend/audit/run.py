@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from maskmend.audit.estimate import Auditor
 from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
 from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
 from maskmend.audit.look import Look, open_case
-from maskmend.audit.mixups import BETTER, FITS, Mixups, mirrored_fit
+from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
 from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.sources import Probs, ProbsFolder, stored
@@ -238,18 +238,18 @@ def _judged(job: Job, auditor: Auditor, check: SelfCheck, probs: Probs) -> tuple
     from maskmend.audit.structure import structure_findings, volume_outliers
 
     totals, mixups, records = Totals(list(job.dataset.labels)), Mixups(), []
-    mirrored: dict[str, tuple[float, float]] = {}
+    flips: dict[str, float] = {}
     volumes: dict[str, dict[str, float]] = {}
-    usual = usual_offsets(auditor.population.usual.signed[0])
+    usual = usual_offsets(auditor.population.usual.offsets)
     with bar("judging masks", len(job.cases)) as shown:
         for case in job.cases:
             look, values, geometry = open_case(case, job.dataset, probs)
             opinion = auditor.judge(look)
             done = judge_case(case, opinion, values, geometry, job.dataset, check, job.out, usual)
             totals.add(done.joint, done.offsets_mm, done.record.rater, done.record.site)
-            mixups.add(opinion)
-            if done.record.quality < FITS:
-                mirrored[case.id] = mirrored_fit(opinion)
+            mixups.add(opinion, done.record.kind)
+            if done.record.quality < DOUBTED:
+                flips[case.id] = mirrored(opinion)
             image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
             classes = dict(job.dataset.labels)
             found = structure_findings(values, look.spacing_mm, classes, image)
@@ -265,20 +265,20 @@ def _judged(job: Job, auditor: Auditor, check: SelfCheck, probs: Probs) -> tuple
             shown.update(1)
     outliers = volume_outliers(volumes)
     records = [replace(one, structure=(*one.structure, *outliers.get(one.case, ()))) for one in records]
-    return sorted(_with_mixups(records, mixups, mirrored), key=lambda one: (-one.priority, one.case)), totals
+    return sorted(_with_mixups(records, mixups, flips), key=lambda one: (-one.priority, one.case)), totals
 
 
 def _with_mixups(
-    records: Sequence[CaseRecord], mixups: Mixups, mirrored: dict[str, tuple[float, float]]
+    records: Sequence[CaseRecord], mixups: Mixups, flips: Mapping[str, float]
 ) -> Iterator[CaseRecord]:
     elsewhere = mixups.elsewhere()
     for record in records:
-        own, flipped = mirrored.get(record.case, (1.0, 0.0))
-        if flipped > FITS and flipped - own > BETTER:
-            yield mixed_up(record, "left-right flip", min(1.0, flipped), own)
-        elif record.case in elsewhere:
-            other, sure = elsewhere[record.case]
-            yield replace(mixed_up(record, "wrong file", sure, record.quality), remark=f"fits {other}")
+        other, sure = elsewhere.get(record.case, ("", 0.0))
+        flip = flips.get(record.case, 0.0)
+        if flip > 0 and flip >= sure:
+            yield mixed_up(record, "left-right flip", flip)
+        elif other:
+            yield replace(mixed_up(record, "wrong file", sure), remark=f"fits {other}")
         else:
             yield record
 
@@ -306,7 +306,7 @@ def _facts(
         "model_bias_mm": {
             name: round(float(offset), 3)
             for name, offset in zip(
-                list(job.dataset.labels)[1:], usual_offsets(auditor.population.usual.signed[0]), strict=True
+                list(job.dataset.labels)[1:], usual_offsets(auditor.population.usual.offsets), strict=True
             )
         },
         "check": check.facts(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskmend.audit.look import Look
-from maskmend.audit.population import _sigmoid, logistic
+from maskmend.audit.population import logistic, sigmoid
 
 DOUBTED = 0.03  # voxels that the model doubts less are taken for right
 SAMPLED = 400  # voxels per case to learn from
@@ -39,7 +39,7 @@ def columns(figures: np.ndarray, case_odds: np.ndarray | float) -> np.ndarray:
     """What the regression sees, (n, 5)."""
     odds, log_doubt = figures.T
     case = np.broadcast_to(np.clip(case_odds, *_CASE), odds.shape)
-    flawed = _sigmoid(case)
+    flawed = sigmoid(case)
     return np.stack([case, odds, log_doubt, flawed * odds, flawed * log_doubt], axis=1)
 
 
@@ -58,7 +58,7 @@ class VoxelJudge:
         """
         out = np.zeros(look.label.size, np.float32)
         at, figures = doubts(look)
-        out[at] = _sigmoid(columns(figures, case_odds) @ self.weights[1:] + self.weights[0])
+        out[at] = sigmoid(columns(figures, case_odds) @ self.weights[1:] + self.weights[0])
         return out.reshape(look.label.shape)
 
 

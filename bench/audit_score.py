@@ -1,0 +1,225 @@
+"""Score the audit beside its rivals on the same probabilities; used by bench/audit.py."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+CROWD_FLAWED = 0.8  # Dice to the truth below which a mask of the crowd counts as flawed
+KIND_OF = {
+    "dilate": "over-drawn", "erode": "under-drawn", "move": "shifted", "drop": "missing object",
+    "invent": "invented object", "swap": "swapped class", "cut slices": "wrong slice range",
+    "flip": "left-right flip", "wrong file": "wrong file", "markov-grow": "over-drawn", "markov-shrink": "under-drawn",
+    "elastic": "mixed", "edge-circles": "mixed", "polygon": "mixed",
+}  # fmt: skip
+"""What the audit should call each injected error."""
+
+
+def score(given: Any, probs: Mapping[str, np.ndarray], crowd: bool) -> list[dict[str, Any]]:
+    """One row per ranking: the audit's and the rivals'."""
+    truth, label = _indices(given)
+    classes = len(given.dataset.labels)
+    ids = sorted(label)
+    dice = np.array([mean_dice(label[i], truth[i], classes) for i in ids])
+    flawed = dice < CROWD_FLAWED if crowd else np.array([not np.array_equal(label[i], truth[i]) for i in ids])
+    subtle = np.array([bool(given.facts.get(i, {}).get("subtle")) for i in ids])
+    wrong = np.concatenate([(label[i] != truth[i]).ravel() for i in ids])
+    rows = []
+    for name, (cases, voxels, more) in rankings(given, probs, label, truth).items():
+        row: dict[str, Any] = {"ranking": name, "auroc": auroc(cases, flawed), "ap": precision(cases, flawed)}
+        if subtle.any():
+            some = subtle | ~flawed
+            row |= {
+                "subtle_auroc": auroc(cases[some], flawed[some]),
+                "subtle_ap": precision(cases[some], flawed[some]),
+            }
+        row |= {"dice_correlation": float(np.corrcoef(more.pop("quality", -cases), dice)[0, 1])}
+        row |= {
+            "dice_rank": spearman(-cases, dice),
+            "found_early": early(more.pop("priority", cases), label, truth, ids),
+        }
+        if voxels is not None:
+            row |= {"voxel_ap": precision(voxels, wrong)}
+            row |= {"expected_wrong": float(voxels.sum()), "true_wrong": int(wrong.sum())}
+        if "flawed" in more:
+            row["brier"] = float(np.mean((more.pop("flawed") - flawed) ** 2))
+        suggested = more.pop("suggested", None)
+        if suggested:
+            mended = np.array([mean_dice(suggested[i], truth[i], classes) for i in ids])
+            row |= {"given_dice": float(dice[flawed].mean()), "mended_dice": float(mended[flawed].mean())}
+            row |= {
+                "given_dice_sound": float(dice[~flawed].mean()),
+                "mended_dice_sound": float(mended[~flawed].mean()),
+            }
+        row |= _kinds(more.pop("kinds", None), given.facts, ids) | more
+        rows.append(
+            {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+        )
+    return rows
+
+
+def rankings(
+    given: Any,
+    probs: Mapping[str, np.ndarray],
+    label: Mapping[str, np.ndarray],
+    truth: Mapping[str, np.ndarray],
+) -> dict[str, tuple[np.ndarray, np.ndarray | None, dict[str, Any]]]:
+    """For each ranking: a score per case (high is bad), a map of all voxels or None, and further figures."""
+    from cleanlab.segmentation.rank import get_label_quality_scores
+
+    ids = sorted(label)
+    own = {i: np.take_along_axis(probs[i], label[i][None].astype(int), 0)[0] for i in ids}
+    doubt = np.concatenate([1 - own[i].ravel() for i in ids])
+    plane = {i: (label[i].reshape(1, -1, label[i].shape[-1]).astype(int), _plane(probs[i])) for i in ids}
+    began = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cleanlab = np.array([get_label_quality_scores(*plane[i], verbose=False)[0][0] for i in ids])
+    seconds = {"cpu_seconds": round(time.process_time() - began, 2)}
+    return {
+        "maskmend": _maskmend(given, probs, label),
+        "cleanlab": (-cleanlab, doubt, seconds),
+        "mean loss": (np.array([-np.log(own[i] + 1e-3).mean() for i in ids]), None, {}),
+        "1 - soft Dice": (np.array([_soft_dice_loss(probs[i], label[i]) for i in ids]), None, {}),
+        "entropy": (np.array([-(probs[i] * np.log(probs[i] + 1e-6)).sum(0).mean() for i in ids]), None, {}),
+    }
+
+
+def _maskmend(
+    given: Any, probs: Mapping[str, np.ndarray], label: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    from maskmend.audit.estimate import fit
+    from maskmend.audit.kinds import case_kind
+    from maskmend.audit.look import look_at
+    from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
+    from maskmend.audit.selfcheck import SelfCheck
+    from maskmend.audit.selfcheck import mean_dice as mean_known
+    from maskmend.audit.suggest import suggest
+    from maskmend.data.images import read_header
+
+    ids = sorted(label)
+    spacing = {
+        c.id: given.dataset.spacing_mm or read_header(c.label).geometry.spacing_mm
+        for c in given.dataset.cases
+    }
+
+    def looks(names: Sequence[str]) -> Any:
+        return (look_at(name, probs[name], label[name], spacing[name]) for name in names)
+
+    began = time.process_time()
+    auditor = fit(looks, ids)
+    fitted = time.process_time() - began
+    found: dict[str, list[Any]] = {key: [] for key in ("share", "flawed", "quality", "noise", "kinds")}
+    suggested, mixups, flips = {}, Mixups(), {}
+    for look in looks(ids):
+        opinion = auditor.judge(look)
+        better = suggest(opinion)
+        found["flawed"].append(opinion.flawed)
+        found["quality"].append(mean_known(opinion.dice()))
+        found["share"].append(opinion.priority(better))
+        found["noise"].append(look.whole(opinion.noise).ravel())
+        found["kinds"].append(case_kind(opinion, better)[0])
+        whole = label[look.case].copy()
+        whole[look.box] = better
+        suggested[look.case] = whole
+        mixups.add(opinion, found["kinds"][-1])
+        if found["quality"][-1] < DOUBTED:
+            flips[look.case] = mirrored(opinion)
+    seconds = time.process_time() - began
+    kinds = dict(zip(ids, found["kinds"], strict=True))
+    elsewhere = {case: sure for case, (_, sure) in mixups.elsewhere().items()}
+    kinds |= dict.fromkeys(elsewhere, "wrong file")
+    kinds |= {
+        case: "left-right flip" for case, sure in flips.items() if sure > 0 and sure >= elsewhere.get(case, 0)
+    }
+    check = SelfCheck.of(auditor, looks, ids).facts()
+    return np.array(found["flawed"]), np.concatenate(found["noise"]), {
+        "priority": np.array(found["share"]),
+        "quality": np.array(found["quality"]), "flawed": np.array(found["flawed"]), "kinds": kinds,
+        "suggested": suggested, "rate": auditor.population.rate, "cpu_seconds": round(seconds, 2),
+        "fit_seconds": round(fitted, 2), "check_auroc": check.get("auroc"), "check_kinds": check.get("kind_accuracy"),
+    }  # fmt: skip
+
+
+def _kinds(
+    kinds: Mapping[str, str] | None, facts: Mapping[str, Mapping[str, Any]], ids: Sequence[str]
+) -> dict[str, Any]:
+    """Share of the flawed masks whose kind is named rightly, of those that the audit calls flawed."""
+    if kinds is None:
+        return {}
+    wanted = {i: KIND_OF.get(facts[i]["kind"]) for i in ids if i in facts}
+    named = [i for i, kind in wanted.items() if kind and kinds[i] != "sound"]
+    if not named:
+        return {}
+    table: dict[str, dict[str, int]] = {}
+    for i in named:
+        row = table.setdefault(str(wanted[i]), {})
+        row[kinds[i]] = row.get(kinds[i], 0) + 1
+    return {"kind_accuracy": float(np.mean([kinds[i] == wanted[i] for i in named])), "kind_table": table}
+
+
+def early(
+    scores: np.ndarray, label: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], ids: Sequence[str]
+) -> float:
+    """Mean share of all wrong voxels (per drawn voxel) found while the cases are looked at, worst first."""
+    wrong = np.array(
+        [(label[i] != truth[i]).sum() / max(((label[i] > 0) | (truth[i] > 0)).sum(), 1) for i in ids]
+    )
+    return float((np.cumsum(wrong[np.argsort(-scores, kind="stable")]) / wrong.sum()).mean())
+
+
+def auroc(scores: np.ndarray, flawed: np.ndarray) -> float:
+    """The chance that a flawed case scores above a sound one."""
+    from scipy.stats import rankdata
+
+    bad = int(flawed.sum())
+    return float((rankdata(scores)[flawed].sum() - bad * (bad + 1) / 2) / (bad * (len(flawed) - bad)))
+
+
+def precision(scores: np.ndarray, wrong: np.ndarray) -> float:
+    """Average precision; of equal scores the expected one."""
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(wrong, scores))
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(one, other).statistic)
+
+
+def mean_dice(first: np.ndarray, second: np.ndarray, classes: int) -> float:
+    """Mean Dice over the foreground classes that occur in either."""
+    found = []
+    for k in range(1, classes):
+        a, b = first == k, second == k
+        if total := int(a.sum() + b.sum()):
+            found.append(2 * int((a & b).sum()) / total)
+    return float(np.mean(found)) if found else 1.0
+
+
+def _soft_dice_loss(probs: np.ndarray, label: np.ndarray) -> float:
+    found = []
+    for k in range(1, len(probs)):
+        drawn = label == k
+        found.append(1 - (2 * (drawn * probs[k]).sum() + 1e-3) / (drawn.sum() + probs[k].sum() + 1e-3))
+    return float(np.mean(found))
+
+
+def _plane(probs: np.ndarray) -> np.ndarray:
+    """(1, K, H, W): cleanlab knows images only; a volume is its slices one below the other."""
+    return probs.reshape(1, len(probs), -1, probs.shape[-1])
+
+
+def _indices(given: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    values = list(given.dataset.labels.values())
+    table = np.zeros(max(values) + 1, np.uint8)
+    for index, value in enumerate(values):
+        table[value] = index
+    return {k: table[v] for k, v in given.truth.items()}, {k: table[v] for k, v in given.given.items()}
