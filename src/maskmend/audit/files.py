@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from maskmend.audit.record import CaseRecord
 from maskmend.data.case import Case, Dataset
 
@@ -54,3 +56,19 @@ def case_files(record: CaseRecord, out: Path, cases: Mapping[str, Case]) -> Case
 def by_id(dataset: Dataset) -> dict[str, Case]:
     """The cases of a data set by id."""
     return {case.id: case for case in dataset.cases}
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """A case of a work list."""
+
+    record: CaseRecord
+    files: CaseFiles
+
+    def label(self) -> np.ndarray | None:
+        """What is to be corrected, (*S) file values: the suggested mask, else the given one; None without either."""
+        from maskmend.data.images import read_label
+
+        suggested = self.files.suggested
+        path = suggested if suggested is not None and suggested.is_file() else self.files.given
+        return None if path is None else read_label(path)[0]

@@ -1,0 +1,327 @@
+"""Work lists and open commands: what shells, MONAI, CVAT and Label Studio would read, read back by other means."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from pathlib import Path
+from urllib.parse import unquote
+
+import nibabel
+import numpy as np
+import pytest
+from monai.data import load_decathlon_datalist
+from PIL import Image, ImageDraw
+
+from maskmend.audit.cvat import _voc_colour
+from maskmend.audit.export import write_exports
+from maskmend.audit.files import CaseFiles, by_id, case_files
+from maskmend.audit.record import CaseRecord, StructureFinding
+from maskmend.audit.viewers import open_commands, place_mm
+from maskmend.data.case import Case, Dataset, Geometry
+from maskmend.data.images import write_image, write_label
+
+AWKWARD = "a b'c\"d$(echo x)`y`;ü%&"
+LABELS = {"background": 0, "big <&> organ": 1, "core": 5}
+
+
+NAPARI = """
+import json
+class Layer: pass
+class Viewer:
+    def __init__(self):
+        self.dims, self.seen, Viewer.last = Layer(), [], self
+    def add_image(self, array, **more):
+        self.seen.append(["image", list(array.shape), more])
+        return Layer()
+    def add_labels(self, array, **more):
+        self.seen.append(["labels", int(array.max()), more])
+        return Layer()
+def run():
+    print(json.dumps([Viewer.last.seen, Viewer.last.dims.current_step]))
+"""
+"""A stand-in that tells what it was given."""
+
+
+def record(case: str, priority: float = 0.5, shape: tuple[int, ...] = (24, 30), **more: object) -> CaseRecord:
+    worst = tuple(n // 3 + i for i, n in enumerate(shape))
+    return CaseRecord(
+        case, priority, 0.8, 0.7, 0.9, 0.6, 40.0, 0.2, "over-drawn", 0.75, worst,
+        shape=shape, spacing_mm=(1.0,) * len(shape), **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def flat_case(root: Path, name: str, seed: int = 0) -> Case:
+    """An image and a mask of an ellipse, a square, a far speck of three pixels, and a hole."""
+    rng, geometry = np.random.default_rng(seed), Geometry((24, 30), (1.0, 1.0))
+    mask = np.zeros((24, 30), np.uint8)
+    y, x = np.mgrid[:24, :30]
+    mask[((y - 10) / 7) ** 2 + ((x - 9) / 6) ** 2 < 1] = 1
+    mask[8:14, 18:26] = 5
+    mask[20, 2:5] = 1
+    mask[10, 9] = 0
+    write_image(root / "images" / f"{name}.png", rng.integers(0, 255, (1, 24, 30)).astype(np.uint8), geometry)
+    write_label(root / "labels" / f"{name}.png", mask, geometry)
+    return Case(name, (root / "images" / f"{name}.png",), root / "labels" / f"{name}.png")
+
+
+def flat_set(root: Path, count: int = 3) -> Dataset:
+    return Dataset(root, "folders", tuple(flat_case(root, f"p {i} ü", i) for i in range(count)), LABELS)
+
+
+def mask_of(case: Case) -> np.ndarray:
+    assert case.label is not None
+    return np.asarray(Image.open(case.label))
+
+
+# ---- commands ---------------------------------------------------------------------------------------------------
+
+
+def volume_files(root: Path) -> CaseFiles:
+    folder = root / AWKWARD
+    geometry = Geometry(
+        (6, 7, 8), (2.0, 1.0, 1.0), np.array([[-1.0, 0, 0, 90], [0, 1, 0, -60], [0, 0, 2, 5], [0, 0, 0, 1]])
+    )
+    paths = [folder / f"{name}.nii.gz" for name in ("image", "given", "suggested", "noise")]
+    write_image(paths[0], np.zeros((1, 6, 7, 8), np.float32), geometry)
+    write_image(paths[3], np.zeros((1, 6, 7, 8), np.float32), geometry)
+    for path in paths[1:3]:
+        write_label(path, np.zeros((6, 7, 8), np.uint8), geometry)
+    return CaseFiles((paths[0],), *paths[1:])
+
+
+def test_commands_survive_a_posix_shell(tmp_path):
+    """bash itself says which words arrive."""
+    files = volume_files(tmp_path)
+    commands = open_commands(record("c", shape=(6, 7, 8)), files, windows=False)
+    assert [one.tool for one in commands] == ["ITK-SNAP", "3D Slicer", "napari"]
+    for one in commands:
+        script = f"printf '%s\\0' {one.command}"
+        arrived = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.decode()
+        assert tuple(arrived.split("\0")[:-1]) == one.words
+    assert commands[0].words == (
+        "itksnap", "-g", str(files.images[0]), "-s", str(files.given), "-o", str(files.suggested), str(files.noise_map),
+    )  # fmt: skip
+
+
+def test_the_python_in_the_commands_names_the_files(tmp_path):
+    files = volume_files(tmp_path)
+    told = record("c", shape=(6, 7, 8))
+    code = {one.tool: one.words[-1] for one in open_commands(told, files)}
+    for tool in ("3D Slicer", "napari"):
+        compile(code[tool], tool, "exec")
+    calls: list[tuple[str, object]] = []
+
+    class Anything:
+        def __init__(self, name: str) -> None:
+            self.__dict__["name"] = name
+
+        def __getattr__(self, key: str) -> Anything:
+            return Anything(f"{self.name}.{key}")
+
+        def __call__(self, *args: object, **kwargs: object) -> Anything:
+            calls.append((self.name, args))
+            return self
+
+    exec(code["3D Slicer"], {"slicer": Anything("slicer")})
+    assert ("slicer.util.loadVolume", (str(files.images[0]),)) in calls
+    assert ("slicer.util.loadSegmentation", (str(files.suggested),)) in calls
+    jump = next(args for name, args in calls if name.endswith("JumpSlicesToLocation"))
+    affine = nibabel.load(files.images[0]).affine
+    expected = nibabel.affines.apply_affine(affine, [told.worst[2], told.worst[1], told.worst[0]])  # type: ignore[index]
+    assert jump[:3] == pytest.approx(tuple(expected))  # type: ignore[index]
+
+
+def test_napari_commands_load_what_they_say(tmp_path, monkeypatch):
+    """The line runs with the real readers and a stand-in for the window."""
+    case = flat_case(tmp_path, AWKWARD.replace('"', ""))
+    files = CaseFiles(case.images, case.label, case.label, case.images[0])
+    (tmp_path / "napari.py").write_text(NAPARI)
+    command = next(one for one in open_commands(record("c"), files) if one.tool == "napari")
+    words = [sys.executable, *command.words[1:]]
+    answer = subprocess.run(words, capture_output=True, check=True, cwd=tmp_path, text=True)
+    seen, step = json.loads(answer.stdout)
+    assert [one[:2] for one in seen] == [
+        ["image", [1, 24, 30]],
+        ["image", [24, 30]],
+        ["labels", 5],
+        ["labels", 5],
+    ]
+    assert seen[2][2]["name"] == "given"
+    assert step == [8, 11]
+
+
+def test_windows_quoting_is_that_of_its_own_parser(tmp_path):
+    command = open_commands(record("c", shape=(6, 7, 8)), volume_files(tmp_path), windows=True)[0]
+    assert command.command == subprocess.list2cmdline(command.words)
+    assert f'"{tmp_path}' in command.command
+
+
+def test_pictures_are_not_for_itk_snap(tmp_path):
+    case = flat_case(tmp_path, "p")
+    files = CaseFiles(case.images, case.label)
+    assert [one.tool for one in open_commands(record("p"), files)] == ["3D Slicer", "napari"]
+    assert "loadLabelVolume" in open_commands(record("p"), files)[0].command
+    assert open_commands(record("p"), CaseFiles((), case.label)) == []
+    assert place_mm(record("p", shape=(6, 7, 8)), CaseFiles((tmp_path / "gone.nii.gz",))) is None
+
+
+def test_the_record_wins_over_the_data_set(tmp_path):
+    found = flat_set(tmp_path, 1)
+    told = record("p 0 ü", label="mine/p.png", suggested="suggested/p.png")
+    files = case_files(told, tmp_path / "audit", by_id(found))
+    assert files.images == found.cases[0].images
+    assert files.given == tmp_path / "audit" / "mine" / "p.png"
+    assert files.suggested == tmp_path / "audit" / "suggested" / "p.png"
+
+
+# ---- lists --------------------------------------------------------------------------------------------------------
+
+
+def test_the_work_list_is_worst_first_and_harmless(tmp_path):
+    found = flat_set(tmp_path)
+    ids = [case.id for case in found.cases]
+    finding = StructureFinding("holes", "", "1 hole", 0.5)
+    records = [
+        record(ids[0], 0.1),
+        record(ids[1], 0.9, structure=(finding,), rater="=cmd|' /C calc'!A0"),
+        record(ids[2], 0.4),
+    ]
+    write_exports(tmp_path / "out", found, records)
+    rows = list(csv.DictReader((tmp_path / "out" / "export" / "worklist.csv").open(encoding="utf-8")))
+    assert [row["case"] for row in rows] == [ids[1], ids[2], ids[0]]
+    assert rows[0]["findings"] == "holes: 1 hole"
+    assert rows[0]["worst_x_y_z"] == "11 8"
+    assert rows[0]["rater"].startswith("'=")
+    assert shlex.split(rows[0]["slicer"])[0] == "Slicer"
+    limited = write_exports(tmp_path / "few", found, records, limit=1)
+    assert len((limited[0]).read_text().splitlines()) == 2
+
+
+def test_monai_reads_its_list(tmp_path):
+    found = flat_set(tmp_path)
+    write_exports(tmp_path / "out", found, [record(case.id) for case in found.cases])
+    entries = load_decathlon_datalist(tmp_path / "out" / "export" / "monai_datalist.json", True, "training")
+    assert [Path(entry["image"]).is_file() for entry in entries] == [True] * 3
+    assert [entry["label"] for entry in entries] == [str(case.label) for case in found.cases]
+
+
+def test_cvat_gets_masks_back_from_their_colours(tmp_path):
+    found = flat_set(tmp_path)
+    write_exports(tmp_path / "out", found, [record(case.id, i / 10) for i, case in enumerate(found.cases)])
+    folder = tmp_path / "out" / "export" / "cvat"
+    order = [found.cases[i] for i in (2, 1, 0)]
+    assert (folder / "files.txt").read_text("utf-8").splitlines() == [str(case.images[0]) for case in order]
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines()]
+    assert lines[1] == {"type": "images"}
+    assert [(line["name"], line["extension"], line["width"], line["height"]) for line in lines[2:]] == [
+        (case.id, ".png", 30, 24) for case in order
+    ]
+    with zipfile.ZipFile(folder / "annotations.zip") as archive:
+        table = [
+            line.split(":")
+            for line in archive.read("labelmap.txt").decode().splitlines()
+            if not line.startswith("#")
+        ]
+        colours = {name: tuple(map(int, colour.split(","))) for name, colour, *_ in table}
+        assert set(colours) == {"background", "big <&> organ", "core"}
+        assert archive.read("ImageSets/Segmentation/default.txt").decode().split("\n")[:-1] == [
+            case.id for case in order
+        ]
+        for case in order:
+            mask = mask_of(case)
+            classes = np.asarray(Image.open(io.BytesIO(archive.read(f"SegmentationClass/{case.id}.png"))))
+            for name, value in LABELS.items():
+                np.testing.assert_array_equal((classes == colours[name]).all(-1), mask == value)
+            objects = np.asarray(Image.open(io.BytesIO(archive.read(f"SegmentationObject/{case.id}.png"))))
+            assert {tuple(c) for c in objects.reshape(-1, 3)} == {
+                (0, 0, 0),
+                (128, 0, 0),
+                (0, 128, 0),
+                (128, 128, 0),
+            }
+            assert (objects.any(-1) == (mask > 0)).all()
+    labels = json.loads((folder / "labels.json").read_text("utf-8"))
+    assert [tuple(bytes.fromhex(one["color"][1:])) for one in labels] == [
+        colours[one["name"]] for one in labels
+    ]
+
+
+def test_object_colours_are_those_of_pascal_voc():
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 7: (128, 128, 128),
+             8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}  # fmt: skip
+    assert {index: _voc_colour(index) for index in known} == known
+
+
+def test_label_studio_polygons_rasterise_to_the_mask(tmp_path):
+    found = flat_set(tmp_path)
+    write_exports(tmp_path / "out", found, [record(case.id, rater=AWKWARD) for case in found.cases])
+    folder = tmp_path / "out" / "export" / "label_studio"
+    tasks = json.loads((folder / "tasks.json").read_text("utf-8"))
+    assert len(tasks) == 3
+    config = ElementTree.parse(folder / "config.xml")
+    assert [one.get("value") for one in config.iter("Label")] == ["big <&> organ", "core"]
+    assert config.find("Image").get("value") == "$image"  # type: ignore[union-attr]
+    for task, case in zip(tasks, found.cases, strict=True):
+        served = unquote(task["data"]["image"].removeprefix("/data/local-files/?d="))
+        assert (tmp_path.resolve() / served).is_file() or (tmp_path.resolve().parent / served).is_file()
+        (prediction,) = task["predictions"]
+        canvas = {name: Image.new("1", (300, 240)) for name in LABELS}
+        for one in prediction["result"]:
+            (name,) = one["value"]["polygonlabels"]
+            points = [
+                (x * 3 - 0.5, y * 2.4 - 0.5) for x, y in one["value"]["points"]
+            ]  # ten pixels for each one
+            ImageDraw.Draw(canvas[name]).polygon(points, fill=1)
+        mask = mask_of(case).copy()
+        mask[10, 9] = 1  # polygons have no holes
+        for name in ("big <&> organ", "core"):
+            drawn = np.asarray(canvas[name]).reshape(24, 10, 30, 10).mean((1, 3)) > 0.5
+            wanted = mask == LABELS[name]
+            assert (drawn != wanted).sum() <= 0.05 * wanted.sum()
+    rows = list(csv.DictReader((folder / "tasks.csv").open(encoding="utf-8")))
+    assert [row["image"] for row in rows] == [task["data"]["image"] for task in tasks]
+
+
+def test_suggested_masks_go_out_where_there_are_some(tmp_path):
+    found = flat_set(tmp_path, 1)
+    (case,) = found.cases
+    better = np.zeros((24, 30), np.uint8)
+    better[2:9, 3:9] = 5
+    write_label(tmp_path / "out" / "suggested" / "p.png", better, Geometry((24, 30), (1.0, 1.0)))
+    write_exports(tmp_path / "out", found, [record(case.id, suggested="suggested/p.png")])
+    with zipfile.ZipFile(tmp_path / "out" / "export" / "cvat" / "annotations.zip") as archive:
+        classes = np.asarray(Image.open(io.BytesIO(archive.read(f"SegmentationClass/{case.id}.png"))))
+    np.testing.assert_array_equal(classes.any(-1), better > 0)
+
+
+def test_volumes_have_a_list_with_commands_and_none_for_picture_tools(tmp_path):
+    files = volume_files(tmp_path)
+    case = Case("v", files.images, files.given)
+    found = Dataset(tmp_path, "folders", (case,), LABELS)
+    write_exports(tmp_path / "out", found, [record("v", shape=(6, 7, 8))])
+    folder = tmp_path / "out" / "export"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.txt",
+        "monai_datalist.json",
+        "worklist.csv",
+    ]
+    (row,) = csv.DictReader((folder / "worklist.csv").open(encoding="utf-8"))
+    assert shlex.split(row["itk_snap"])[:2] == ["itksnap", "-g"]
+    assert "do not show volumes" in (folder / "README.txt").read_text("utf-8")
+
+
+def test_images_of_one_name_are_not_for_cvat(tmp_path):
+    a, b = flat_case(tmp_path / "a", "p"), flat_case(tmp_path / "b", "p")
+    found = Dataset(tmp_path, "csv", (a, Case("q", b.images, b.label)), LABELS)
+    write_exports(tmp_path / "out", found, [record("p"), record("q")])
+    folder = tmp_path / "out" / "export"
+    assert not (folder / "cvat").exists()
+    assert "share one" in (folder / "README.txt").read_text("utf-8")
+    assert len(json.loads((folder / "label_studio" / "tasks.json").read_text("utf-8"))) == 2
