@@ -12,6 +12,7 @@ from maskmend.audit.outline import outline_roughness
 from maskmend.audit.pieces import blank_border
 from maskmend.audit.record import StructureFinding
 from maskmend.audit.structure import (
+    StructureCheck,
     against_data_set,
     roughness_outliers,
     structure_findings,
@@ -203,6 +204,21 @@ def test_shapes_that_do_not_belong_together():
         structure_findings(np.zeros((5, 5), int), (1.0, 1.0, 1.0), CLASSES)
     with pytest.raises(UsageError, match="do not belong together"):
         structure_findings(np.zeros((5, 5), int), (1.0, 1.0), CLASSES, np.zeros((1, 5, 6)))
+
+
+def test_a_data_set_is_judged_as_a_whole():
+    check = StructureCheck(CLASSES)
+    for number in range(16):
+        label = ball(60, 60, radius=12 if number != 5 else 3)
+        label[0, 30] = 1  # every mask touches the border
+        if number == 7:
+            label[50, 50] = 1
+        check.add(f"c{number}", label, (1.0, 1.0))
+    found = check.findings()
+    assert {one.check for one in found["c0"]} == {"at the border", "specks"}  # the voxel at the border is one
+    assert "so in 100 % of the masks" in next(one.text for one in found["c0"] if one.check == "at the border")
+    assert "implausible volume" in {one.check for one in found["c5"]}
+    assert found == check.findings()  # asking twice changes nothing
 
 
 # ---- real masks -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -81,7 +81,49 @@ def structure_findings(
         found += slices.blunt_ends(label > 0, spacing_mm)
     if image is not None:
         found += pieces.outside_body(label > 0, image)
-    return sorted(found, key=lambda finding: -finding.severity)
+    return _sorted(found)
+
+
+class StructureCheck:
+    """Structure findings of a whole data set, mask by mask: only figures are kept.
+
+    Args:
+        classes: name to value; a background of value 0 may be among them.
+
+    Example:
+        >>> check = StructureCheck({"background": 0, "organ": 1})
+        >>> for number in range(12):
+        ...     label = np.zeros((20, 20), int)
+        ...     label[5:15, 5:15] = 1
+        ...     label[2, 2] = number == 3
+        ...     check.add(f"case{number}", label, (1.0, 1.0))
+        >>> {case: [one.check for one in found] for case, found in check.findings().items() if found}
+        {'case3': ['specks']}
+    """
+
+    def __init__(self, classes: Mapping[str, int]) -> None:
+        self.classes = {name: value for name, value in classes.items() if value}
+        self._found: dict[str, list[StructureFinding]] = {}
+        self._volumes: dict[str, dict[str, float]] = {}
+        self._roughness: dict[str, dict[str, float]] = {}
+
+    def add(
+        self, case: str, label: np.ndarray, spacing_mm: Sequence[float], image: np.ndarray | None = None
+    ) -> None:
+        """Look at one mask; arguments as for `structure_findings`."""
+        voxel = float(np.prod(spacing_mm))
+        self._found[case] = structure_findings(label, spacing_mm, self.classes, image)
+        self._volumes[case] = {
+            name: voxel * np.count_nonzero(label == value) for name, value in self.classes.items()
+        }
+        self._roughness[case] = outline.outline_roughness(label, spacing_mm, self.classes)
+
+    def findings(self) -> dict[str, list[StructureFinding]]:
+        """All findings by case, those that compare with the data set included, the most severe first."""
+        joined = dict(self._found)
+        for more in (volume_outliers(self._volumes), roughness_outliers(self._roughness)):
+            joined |= {case: joined[case] + found for case, found in more.items()}
+        return against_data_set(joined)
 
 
 def volume_outliers(
@@ -165,13 +207,14 @@ def against_data_set(
         severity is lower, in the end by a factor of ten. Gaps between slices and specks are never usual.
     """
     if len(findings) < ENOUGH_CASES:
-        return {case: list(found) for case, found in findings.items()}
+        return {case: _sorted(found) for case, found in findings.items()}
     counts = Counter(key for found in findings.values() for key in {(one.check, one.name) for one in found})
     shares = {key: count / len(findings) for key, count in counts.items()}
-    return {
-        case: sorted((_weighed(one, shares) for one in found), key=lambda one: -one.severity)
-        for case, found in findings.items()
-    }
+    return {case: _sorted(_weighed(one, shares) for one in found) for case, found in findings.items()}
+
+
+def _sorted(findings: Iterable[StructureFinding]) -> list[StructureFinding]:
+    return sorted(findings, key=lambda finding: -finding.severity)
 
 
 def _weighed(finding: StructureFinding, shares: Mapping[tuple[str, str], float]) -> StructureFinding:
