@@ -47,7 +47,7 @@ def benchmark(tmp_path, tiny, capsys):
 
 
 def stored(tmp_path: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (tmp_path / "out" / "runs").glob("*.json")}
+    return {path.name: path.read_bytes() for path in (tmp_path / "out" / "runs").glob("[!.]*.json")}
 
 
 def test_a_grid_then_more_seeds(benchmark, tmp_path) -> None:
@@ -95,7 +95,8 @@ def test_a_killed_benchmark_goes_on(benchmark, tmp_path, tiny) -> None:
     environment = {**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "out" / "runs").glob("*.json")) and time.monotonic() < deadline:
+    # Files that are still being written have names that begin with a dot.
+    while not list((tmp_path / "out" / "runs").glob("[!.]*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL
@@ -114,7 +115,7 @@ def test_ctrl_c_keeps_what_is_finished(benchmark, tmp_path, monkeypatch) -> None
     real = run_module.run_trial
 
     def interrupted(trial):
-        if list((tmp_path / "out" / "runs").glob("*.json")):
+        if list((tmp_path / "out" / "runs").glob("[!.]*.json")):
             raise Interrupted("stopped")
         return real(trial)
 

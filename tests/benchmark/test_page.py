@@ -159,7 +159,7 @@ def test_its_flaws_are_those_of_the_noise_presets(organ: str, size: str) -> None
     """Which are for all three organs in one mask; a pixel of the converted images is 1 mm."""
     plan = settings.load("literature")
     own = settings.merged(plan.noise[size], plan.data[f"jsrt-{organ}"].noise[size])
-    thirds = PRESETS[f"chest-xray-{size}"].noise.noise.options
+    thirds = PRESETS[f"chest-xray-{size}"].noise.inner.options
     assert make_noise(own.kind).options == tuple(third.classes[organ] for third in thirds)
 
 

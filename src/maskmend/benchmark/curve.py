@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from maskmend.benchmark.cases import Given, prepare_all
+from maskmend.data.case import Case
 from maskmend.data.plan import Plan
 from maskmend.data.preprocess import Prepared
 from maskmend.methods.base import Method
@@ -35,8 +36,8 @@ class Curve:
     def __init__(self, given: Given, steps: int, points: int, cases: int, device: str) -> None:
         self.given, self.device = given, device
         self.steps = {round(steps * (n + 1) / points) for n in range(points)} - {0}
-        self.test = given.test[:cases]
-        self.flawed = [case for case in given.dataset.cases if given.flawed[case.id]][:cases]
+        self.test = _spread(given.test, cases)
+        self.flawed = _spread([case for case in given.dataset.cases if given.flawed[case.id]], cases)
         self.points: list[list[float | None]] = []
         self.seconds = self.cpu_seconds = 0.0
         self._ready: tuple[list[Prepared], list[tuple[Prepared, np.ndarray]]] | None = None
@@ -87,6 +88,12 @@ class Curve:
         )  # fmt: skip
         for one, probs in zip(ready, maps, strict=True):
             yield one, probs.argmax(0).numpy()
+
+
+def _spread(cases: Sequence[Case], most: int) -> list[Case]:
+    """At most so many cases, evenly along the list: ids are often sorted by date, site or age."""
+    places = np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int)
+    return [cases[place] for place in places]
 
 
 def _dice(answer: np.ndarray, label: np.ndarray | None, plan: Plan) -> float | None:
