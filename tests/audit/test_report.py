@@ -268,6 +268,34 @@ def test_offsets_by_class_rater_and_site():
     assert (ben.value, ben.n) == (pytest.approx(-0.5), 5)
 
 
+def test_one_wrong_file_makes_no_bias():
+    offsets = [0.1] * 20 + [40.0]
+    records = [
+        record(f"c{i}", classes=(ClassRecord("organ", 100, 100, 0.9, 0.1, offset, "mixed"),))
+        for i, offset in enumerate(offsets)
+    ]
+    (found,) = figures.groups(records)
+    assert found.offset_mm is not None
+    assert found.offset_mm.value == pytest.approx(0.1)
+
+
+def test_what_the_audit_knows_of_itself_is_told(tmp_path):
+    facts = {
+        "flawed": {"expected": 12.3, "low": 8.0, "high": 16.0}, "wrong_share": 0.0712, "in_sample": True,
+        "class_noise": {"organ": {"wrong_of_given": 0.041, "missing_of_true": 0.023}},
+        "check": {"masks": 140, "auroc": 0.93, "dice_correlation": 0.81, "kind_accuracy": None, "flawed_dice": 0.7,
+                  "mended_dice": 0.9, "sound_mended_dice": 0.98, "expected_wrong": 1500, "true_wrong": 1600},
+        "method": "pint", "probabilities": None,
+    }  # fmt: skip
+    told = record("a", remark="fits case b")
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path), [told], facts).read_text("utf-8"))
+    for text in ("About 12 of 1 masks", "90 % interval 8 to 16", "7.1 %", "has learnt from these masks",
+                 "organ 4.1 % 2.3 %", "ranks above a sound one 93 %", "named rightly –", "1,500 / 1,600", "method pint"):  # fmt: skip
+        assert text in page.text
+    assert "probabilities" not in page.text.split("How this audit was made")[1]
+    assert "Remark: fits case b." in page.data["records"][0]["summary"]
+
+
 def test_confusion_is_shown_in_shares_of_the_given_class(tmp_path):
     facts = {"confusion": {"organ": {"organ": 90.0, "core": 10.0}, "core": {"core": 5.0}}}
     page = Page(write_audit_report(tmp_path, dataset(tmp_path), [record("a")], facts).read_text("utf-8"))

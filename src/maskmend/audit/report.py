@@ -11,41 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from maskmend.audit import figures
-from maskmend.audit.charts import Chart, budget_chart, histogram_chart
+from maskmend.audit.figures import worst_first
 from maskmend.audit.files import CaseFiles, by_id, case_files
+from maskmend.audit.page_facts import page_context
 from maskmend.audit.record import CaseRecord
 from maskmend.audit.thumbs import Thumb, draw_all
 from maskmend.audit.viewers import open_commands, voxel_text
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Dataset
-from maskmend.draw import ESTIMATE, GIVEN
 from maskmend.errors import UsageError
-from maskmend.overlay import CLASS_COLOURS
-from maskmend.report import Section, Table, installed_version
 
 NAME = "report.html"
 EMBEDDED_BYTES = 12_000_000
 """Pictures up to this size together are put into the page, so that it can be mailed; more stay in `thumbs/`."""
-
-PLAIN_ROWS = 200
-LEAST_REACH_MM = 0.25
-
-MEANING = (
-    ("Quality", "The estimated Dice of the given mask against the unknown truth, mean over its classes: 1 is perfect. "
-     "The pale bar is the 90 % interval. It is an estimate by models that have not seen the mask, not a measurement."),
-    ("Wrong share", "Expected wrong voxels, drawn too much or left out, divided by the foreground."),
-    ("Priority", "What the list is sorted by: how much a look at this case is expected to mend. It weighs how much is "
-     "wrong with how sure that is."),
-    ("Main error", "The kind that explains most of a case's wrong voxels; \"sound\" means no error worth a look. Sure "
-     "is the probability of that kind."),
-    ("Outline offset", "How far the given outline lies outside (+) or inside (−) the estimated one, on average. A "
-     "rater who is off by the same distance everywhere follows another rule rather than being careless."),
-    ("Noise map", "For every voxel the probability that its label is wrong."),
-    ("Doubtful parts", "Whole connected parts that are drawn and perhaps not there, or there and perhaps not drawn."),
-    ("Findings in the mask", "What is odd about a mask by itself, without any model: loose parts, holes, ragged "
-     "outlines, slices that do not fit. Not every finding is an error."),
-)  # fmt: skip
 
 
 def write_audit_report(
@@ -60,10 +38,7 @@ def write_audit_report(
         out: the audit folder; relative paths in the records refer to it.
         dataset: as found, with its classes named.
         records: one per case, in any order.
-        facts: what else is known; all optional. "title"; "noise_rate": {"estimate", "low", "high"} or a number, instead
-            of what the records add up to; "confusion": {given class: {true class: expected voxels}}; "notes": sentences
-            for the top; "sections": further `maskmend.report.Section`s, e.g. `RaterReport.sections()`; "settings": text
-            or mapping, shown folded. Other plain values make the table of how the audit was made.
+        facts: what else is known, see `page_facts.page_context`; all optional.
 
     Returns:
         The page.
@@ -74,11 +49,11 @@ def write_audit_report(
     if not records:
         raise UsageError("the audit holds no cases", out)
     out = Path(out)
-    ordered = figures.worst_first(records)
+    ordered = worst_first(records)
     cases = by_id(dataset)
     files = [case_files(record, out, cases) for record in ordered]
     thumbs = list(draw_all(ordered, files, out, dataset.labels))
-    page = _render(_data(out, ordered, files, thumbs), _context(dataset, ordered, facts))
+    page = _render(_data(ordered, files, thumbs), page_context(dataset, ordered, facts))
     write_text(out / NAME, page)
     return out / NAME
 
@@ -108,7 +83,7 @@ def _json(value: Any) -> str:
 
 
 def _data(
-    out: Path, records: Sequence[CaseRecord], files: Sequence[CaseFiles], thumbs: Sequence[Thumb]
+    records: Sequence[CaseRecord], files: Sequence[CaseFiles], thumbs: Sequence[Thumb]
 ) -> dict[str, Any]:
     paths = [thumb.path for thumb in thumbs if thumb.path]
     embed = sum(path.stat().st_size for path in paths) <= EMBEDDED_BYTES
@@ -167,144 +142,15 @@ def _source(thumb: Thumb, embed: bool) -> str:
 
 def _summary(record: CaseRecord) -> str:
     """One or two sentences on a case."""
+    remark = f" Remark: {record.remark}." if record.remark else ""
     if record.kind == "sound":
         return (
             f"No error worth a look is expected (probability of one: {100 * record.flawed:.0f} %); "
-            f"estimated Dice {record.quality:.2f}."
+            f"estimated Dice {record.quality:.2f}.{remark}"
         )
     low, high = record.quality_low, record.quality_high
     return (
         f"Probably {record.kind} ({100 * record.kind_probability:.0f} % sure). About {record.wrong_voxels:,.0f} voxels "
         f"are expected to be wrong, {100 * record.wrong_share:.1f} % of the foreground; "
-        f"estimated Dice {record.quality:.2f} ({low:.2f} to {high:.2f})."
+        f"estimated Dice {record.quality:.2f} ({low:.2f} to {high:.2f}).{remark}"
     )
-
-
-# ---- the data set -----------------------------------------------------------------------------------
-
-
-def _context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> dict[str, Any]:
-    found = figures.groups(records)
-    ends = [
-        abs(end)
-        for one in found
-        if one.offset_mm
-        for end in (one.offset_mm.value, one.offset_mm.low, one.offset_mm.high)
-    ]
-    curve = figures.budget_curve(records)
-    foreground = [(name, value) for name, value in dataset.labels.items() if value]
-    colours = [CLASS_COLOURS[i % len(CLASS_COLOURS)] for i in range(len(foreground))]
-    legend = [(i + 1, name, colours[i]) for i, (name, _) in enumerate(foreground)]
-    return {
-        "title": str(facts.get("title") or f"Audit of {_name(dataset.root)}"),
-        "lead": [*_lead(records, curve), *map(str, facts.get("notes", ()))],
-        "tiles": _tiles(records, curve, facts),
-        "charts": [_histogram(records), _budget(curve)],
-        "legend": legend if len(legend) > 1 else [], "given": GIVEN, "suggested": ESTIMATE,
-        "plain": [_plain_row(record) for record in records[:PLAIN_ROWS]],
-        "kinds": figures.kinds(records),
-        "groups": found, "reach": max([LEAST_REACH_MM, *(end for end in ends if np.isfinite(end))]),
-        "confusion": _confusion(facts.get("confusion")),
-        "sections": [*facts.get("sections", ()), *_made(facts)],
-        "meaning": MEANING, "footer": f"maskmend {installed_version()}",
-    }  # fmt: skip
-
-
-def _name(root: Path) -> str:
-    return root.stem if root.is_file() else root.name
-
-
-def _lead(records: Sequence[CaseRecord], curve: np.ndarray) -> list[str]:
-    flawed = figures.flawed_cases(records)
-    lead = f"About {flawed:.0f} of {len(records)} masks are expected to have an error worth mending."
-    steps = figures.budget_steps(curve)
-    if curve[-1] > 0 and steps:
-        count, share = steps[1] if len(steps) > 1 else steps[0]
-        what = "the worst one" if count == 1 else f"the worst {count}"
-        lead += (
-            f" Re-drawing {what} ({100 * count / len(records):.0f} % of the cases) is expected to remove "
-            f"{100 * share:.0f} % of the wrong voxels."
-        )
-    return [lead]
-
-
-def _tiles(
-    records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]
-) -> list[tuple[str, str]]:
-    low, middle, high = figures.spread_of(records, lambda record: record.quality)
-    rate, interval = _rate(records, facts.get("noise_rate"))
-    tiles = [
-        (f"{len(records):,}", "masks looked at"),
-        (f"{figures.flawed_cases(records):.0f}", "expected to have an error worth mending"),
-        (rate, f"of the foreground is expected to be wrong{interval}"),
-        (f"{middle:.2f}", f"median estimated Dice; eight in ten masks lie between {low:.2f} and {high:.2f}"),
-    ]
-    half = int(np.searchsorted(curve, 0.5)) if curve[-1] > 0 else 0
-    return tiles + ([(f"{half:,}", "cases hold half of all wrong voxels")] if half else [])
-
-
-def _rate(records: Sequence[CaseRecord], told: Any) -> tuple[str, str]:
-    """The noise rate, and its interval in words."""
-    if isinstance(told, Mapping):
-        value, low, high = (float(told.get(key, np.nan)) for key in ("estimate", "low", "high"))
-    elif told is not None:
-        value, low, high = float(told), np.nan, np.nan
-    else:
-        found = figures.noise_rate(records)
-        value, low, high = found.value, found.low, found.high
-    known = np.isfinite(low) and np.isfinite(high)
-    return f"{100 * value:.1f} %", f" (90 % interval {100 * low:.1f} to {100 * high:.1f} %)" if known else ""
-
-
-def _histogram(records: Sequence[CaseRecord]) -> Chart:
-    bins = figures.histogram([record.quality for record in records])
-    low, middle, high = figures.spread_of(records, lambda record: record.quality)
-    alt = f"Histogram of quality: median {middle:.2f}, eight in ten between {low:.2f} and {high:.2f}"
-    return histogram_chart(bins, "estimated Dice of the given mask", alt, "How good the given masks are.")
-
-
-def _budget(curve: np.ndarray) -> Chart:
-    steps = figures.budget_steps(curve)
-    told = "; ".join(f"{n} case{'s' if n > 1 else ''}: {100 * share:.0f} %" for n, share in steps)
-    alt = f"Share of the wrong voxels in the worst cases: {told}"
-    return budget_chart(list(curve), alt, f"What a given effort mends, expected. {told}.")
-
-
-def _plain_row(record: CaseRecord) -> list[str]:
-    share = f"{100 * record.wrong_share:.1f} %"
-    return [record.case, f"{record.priority:.2f}", f"{record.quality:.2f}", share, record.kind]
-
-
-def _confusion(
-    told: Mapping[str, Mapping[str, float]] | None,
-) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
-    if not told:
-        return None
-    columns = list(dict.fromkeys([*told, *(name for row in told.values() for name in row)]))
-    rows = []
-    for name, row in told.items():
-        total = sum(row.values())
-        shares = [100 * row.get(column, 0.0) / total if total else 0.0 for column in columns]
-        rows.append((name, [f"{share:.1f} %" if share < 99.95 else "100 %" for share in shares]))
-    return columns, rows
-
-
-_SHOWN_ELSEWHERE = ("title", "noise_rate", "confusion", "notes", "sections", "settings")
-
-
-def _made(facts: Mapping[str, Any]) -> list[Section]:
-    """How the audit was made, and its settings."""
-    plain = {
-        key.replace("_", " "): str(value) for key, value in facts.items()
-        if key not in _SHOWN_ELSEWHERE and isinstance(value, str | int | float) and not isinstance(value, bool)
-    }  # fmt: skip
-    settings = facts.get("settings", "")
-    text = (
-        settings
-        if isinstance(settings, str)
-        else json.dumps(settings, indent=1, ensure_ascii=False, default=str)
-    )
-    if not plain and not text:
-        return []
-    table = Table(("", ""), list(plain.items())) if plain else None
-    return [Section("How this audit was made", table=table, code=text, folded="all settings" if text else "")]

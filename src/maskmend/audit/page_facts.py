@@ -1,0 +1,249 @@
+"""What the audit's page says of the data set as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskmend.audit import figures
+from maskmend.audit.charts import Chart, budget_chart, histogram_chart
+from maskmend.audit.record import CaseRecord
+from maskmend.data.case import Dataset
+from maskmend.draw import ESTIMATE, GIVEN
+from maskmend.overlay import CLASS_COLOURS
+from maskmend.report import Section, Table, installed_version
+
+PLAIN_ROWS = 200
+LEAST_REACH_MM = 0.25
+
+MEANING = (
+    ("Quality", "The estimated Dice of the given mask against the unknown truth, mean over its classes: 1 is perfect. "
+     "The pale bar is the 90 % interval. It is an estimate by models that have not seen the mask, not a measurement."),
+    ("Wrong share", "Expected wrong voxels, drawn too much or left out, divided by the foreground."),
+    ("Priority", "What the list is sorted by: how much a look at this case is expected to mend. It weighs how much is "
+     "wrong with how sure that is."),
+    ("Main error", "The kind that explains most of a case's wrong voxels; \"sound\" means no error worth a look. Sure "
+     "is the probability of that kind."),
+    ("Outline offset", "How far the given outline lies outside (+) or inside (−) the estimated one, on average. A "
+     "rater who is off by the same distance everywhere follows another rule rather than being careless."),
+    ("Noise map", "For every voxel the probability that its label is wrong."),
+    ("Doubtful parts", "Whole connected parts that are drawn and perhaps not there, or there and perhaps not drawn."),
+    ("Findings in the mask", "What is odd about a mask by itself, without any model: loose parts, holes, ragged "
+     "outlines, slices that do not fit. Not every finding is an error."),
+)  # fmt: skip
+
+
+def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template needs to know of the data set as a whole.
+
+    Args:
+        dataset: as found, with its classes named.
+        records: worst first.
+        facts: all optional. "title"; "notes": sentences for the top; "flawed": {"expected", "low", "high"} cases;
+            "noise_rate": {"estimate", "low", "high"} or a number (or "wrong_share"), instead of what the records add up
+            to; "confusion": {given class: {true class: expected voxels}}; "class_noise": {class: {"wrong_of_given",
+            "missing_of_true"}}; "check": the audit's exam, see `selfcheck.SelfCheck.facts`; "in_sample": the model has
+            seen these masks; "sections": further `maskmend.report.Section`s, e.g. `RaterReport.sections()`; "settings":
+            text or mapping, shown folded. Other plain values make the table of how the audit was made.
+    """
+    found = figures.groups(records)
+    ends = [
+        abs(end)
+        for one in found
+        if one.offset_mm
+        for end in (one.offset_mm.value, one.offset_mm.low, one.offset_mm.high)
+    ]
+    curve = figures.budget_curve(records)
+    foreground = [(name, value) for name, value in dataset.labels.items() if value]
+    colours = [CLASS_COLOURS[i % len(CLASS_COLOURS)] for i in range(len(foreground))]
+    legend = [(i + 1, name, colours[i]) for i, (name, _) in enumerate(foreground)]
+    return {
+        "title": str(facts.get("title") or f"Audit of {_name(dataset.root)}"),
+        "lead": [*_lead(records, curve, facts), *map(str, facts.get("notes", ()))],
+        "tiles": _tiles(records, curve, facts),
+        "charts": [_histogram(records), _budget(curve)],
+        "legend": legend if len(legend) > 1 else [], "given": GIVEN, "suggested": ESTIMATE,
+        "plain": [_plain_row(record) for record in records[:PLAIN_ROWS]],
+        "kinds": figures.kinds(records),
+        "groups": found, "reach": max([LEAST_REACH_MM, *(end for end in ends if np.isfinite(end))]),
+        "confusion": _confusion(facts.get("confusion")),
+        "sections": [*_class_noise(facts), *facts.get("sections", ()), *_exam(facts), *_made(facts)],
+        "meaning": MEANING, "footer": f"maskmend {installed_version()}",
+    }  # fmt: skip
+
+
+def _name(root: Path) -> str:
+    return root.stem if root.is_file() else root.name
+
+
+def _lead(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]) -> list[str]:
+    lead = f"About {_flawed(records, facts)[0]} of {len(records)} masks are expected to have an error worth mending."
+    steps = figures.budget_steps(curve)
+    if curve[-1] > 0 and steps:
+        count, share = steps[1] if len(steps) > 1 else steps[0]
+        what = "the worst one" if count == 1 else f"the worst {count}"
+        lead += (
+            f" Re-drawing {what} ({100 * count / len(records):.0f} % of the cases) is expected to remove "
+            f"{100 * share:.0f} % of the wrong voxels."
+        )
+    if facts.get("in_sample"):
+        return [
+            lead,
+            "The model that judges has learnt from these masks: it excuses errors that it has seen.",
+        ]
+    return [lead]
+
+
+def _flawed(records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> tuple[str, str]:
+    """How many masks are expected to be flawed, and the interval in words."""
+    told = facts.get("flawed")
+    if not isinstance(told, Mapping):
+        return f"{figures.flawed_cases(records):.0f}", ""
+    return f"{told['expected']:.0f}", f" (90 % interval {told['low']:.0f} to {told['high']:.0f})"
+
+
+def _tiles(
+    records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    low, middle, high = figures.spread_of(records, lambda record: record.quality)
+    rate, interval = _rate(records, facts.get("noise_rate", facts.get("wrong_share")))
+    flawed, between = _flawed(records, facts)
+    tiles = [
+        (f"{len(records):,}", "masks looked at"),
+        (flawed, f"expected to have an error worth mending{between}"),
+        (rate, f"of the foreground is expected to be wrong{interval}"),
+        (f"{middle:.2f}", f"median estimated Dice; eight in ten masks lie between {low:.2f} and {high:.2f}"),
+    ]
+    half = int(np.searchsorted(curve, 0.5)) if curve[-1] > 0 else 0
+    return tiles + ([(f"{half:,}", "cases hold half of all wrong voxels")] if half else [])
+
+
+def _rate(records: Sequence[CaseRecord], told: Any) -> tuple[str, str]:
+    """The noise rate, and its interval in words."""
+    if isinstance(told, Mapping):
+        value, low, high = (float(told.get(key, np.nan)) for key in ("estimate", "low", "high"))
+    elif told is not None:
+        value, low, high = float(told), np.nan, np.nan
+    else:
+        found = figures.noise_rate(records)
+        value, low, high = found.value, found.low, found.high
+    known = np.isfinite(low) and np.isfinite(high)
+    return f"{100 * value:.1f} %", f" (90 % interval {100 * low:.1f} to {100 * high:.1f} %)" if known else ""
+
+
+def _histogram(records: Sequence[CaseRecord]) -> Chart:
+    bins = figures.histogram([record.quality for record in records])
+    low, middle, high = figures.spread_of(records, lambda record: record.quality)
+    alt = f"Histogram of quality: median {middle:.2f}, eight in ten between {low:.2f} and {high:.2f}"
+    return histogram_chart(bins, "estimated Dice of the given mask", alt, "How good the given masks are.")
+
+
+def _budget(curve: np.ndarray) -> Chart:
+    steps = figures.budget_steps(curve)
+    told = "; ".join(f"{n} case{'s' if n > 1 else ''}: {100 * share:.0f} %" for n, share in steps)
+    alt = f"Share of the wrong voxels in the worst cases: {told}"
+    return budget_chart(list(curve), alt, f"What a given effort mends, expected. {told}.")
+
+
+def _plain_row(record: CaseRecord) -> list[str]:
+    share = f"{100 * record.wrong_share:.1f} %"
+    return [record.case, f"{record.priority:.2f}", f"{record.quality:.2f}", share, record.kind]
+
+
+def _confusion(
+    told: Mapping[str, Mapping[str, float]] | None,
+) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+    if not told:
+        return None
+    columns = list(dict.fromkeys([*told, *(name for row in told.values() for name in row)]))
+    rows = []
+    for name, row in told.items():
+        total = sum(row.values())
+        shares = [100 * row.get(column, 0.0) / total if total else 0.0 for column in columns]
+        rows.append((name, [f"{share:.1f} %" if share < 99.95 else "100 %" for share in shares]))
+    return columns, rows
+
+
+def _class_noise(facts: Mapping[str, Any]) -> list[Section]:
+    told = facts.get("class_noise")
+    if not told:
+        return []
+    rows = [
+        [name, f"{100 * one['wrong_of_given']:.1f} %", f"{100 * one['missing_of_true']:.1f} %"]
+        for name, one in told.items()
+    ]
+    table = Table(["class", "of the given voxels, wrong", "of the true voxels, left out"], rows, (1, 2))
+    return [Section("How wrong each class is", table=table)]
+
+
+def _exam(facts: Mapping[str, Any]) -> list[Section]:
+    """How well the audit found errors that were made on purpose."""
+    told = facts.get("check")
+    if not told:
+        return []
+    text = [
+        f"Errors were made on purpose in masks of this data set that look sound, and judged like any other: "
+        f"{told['masks']} masks in all. Errors of people may be harder or easier to see."
+    ]
+    rows = [
+        ("A flawed mask ranks above a sound one", _share(told.get("auroc")), "50 % would be chance"),
+        (
+            "Estimated and true Dice go together",
+            _number(told.get("dice_correlation")),
+            "correlation; 1 is perfect",
+        ),
+        ("The kind of error is named rightly", _share(told.get("kind_accuracy")), "of those found flawed"),
+        ("True Dice of the flawed masks", _number(told.get("flawed_dice")), "before"),
+        (
+            "True Dice of the suggested masks",
+            _number(told.get("mended_dice")),
+            "after taking every suggestion",
+        ),
+        (
+            "True Dice of suggestions for sound masks",
+            _number(told.get("sound_mended_dice")),
+            "1 would be: left alone",
+        ),
+        (
+            "Wrong voxels, expected and true",
+            f"{told.get('expected_wrong', 0):,} / {told.get('true_wrong', 0):,}",
+            "",
+        ),
+    ]
+    return [Section("How far to trust these figures", text, Table(("", "", ""), rows, (1,)))]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+_SHOWN_ELSEWHERE = (
+    "title", "noise_rate", "wrong_share", "confusion", "notes", "sections", "settings", "flawed", "check",
+    "class_noise", "in_sample", "maskmend",
+)  # fmt: skip
+
+
+def _made(facts: Mapping[str, Any]) -> list[Section]:
+    """How the audit was made, and its settings."""
+    plain = {
+        key.replace("_", " "): str(value) for key, value in facts.items()
+        if key not in _SHOWN_ELSEWHERE and isinstance(value, str | int | float) and not isinstance(value, bool)
+    }  # fmt: skip
+    settings = facts.get("settings", "")
+    text = (
+        settings
+        if isinstance(settings, str)
+        else json.dumps(settings, indent=1, ensure_ascii=False, default=str)
+    )
+    if not plain and not text:
+        return []
+    table = Table(("", ""), list(plain.items())) if plain else None
+    return [Section("How this audit was made", table=table, code=text, folded="all settings" if text else "")]
