@@ -203,6 +203,11 @@ def tile(
     return _captioned(canvas, caption) if caption else canvas
 
 
+def empty_tile(size: int, caption: str) -> np.ndarray:
+    """A tile that says why it shows nothing, (size, size, 3) uint8."""
+    return _captioned(np.full((size, size, 3), GROUND, np.uint8), caption)
+
+
 def _captioned(canvas: np.ndarray, caption: str) -> np.ndarray:
     from PIL import Image, ImageDraw, ImageFont
 

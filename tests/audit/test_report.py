@@ -289,8 +289,11 @@ def test_what_the_audit_knows_of_itself_is_told(tmp_path):
     }  # fmt: skip
     told = record("a", remark="fits case b")
     page = Page(write_audit_report(tmp_path, dataset(tmp_path), [told], facts).read_text("utf-8"))
-    for text in ("About 12 of 1 masks", "90 % interval 8 to 16", "7.1 %", "has learnt from these masks",
-                 "organ 4.1 % 2.3 %", "ranks above a sound one 93 %", "named rightly –", "1,500 / 1,600", "method pint"):  # fmt: skip
+    wanted = [
+        "About 12 of 1 masks", "90 % interval 8 to 16", "7.1 %", "has learnt from these masks", "organ 4.1 % 2.3 %",
+        "ranks above a sound one 93 %", "named rightly –", "1,500 / 1,600", "method pint",
+    ]  # fmt: skip
+    for text in wanted:
         assert text in page.text
     assert "probabilities" not in page.text.split("How this audit was made")[1]
     assert "Remark: fits case b." in page.data["records"][0]["summary"]

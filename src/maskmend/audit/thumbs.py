@@ -23,9 +23,9 @@ from maskmend.draw import ESTIMATE, GIVEN
 from maskmend.errors import UserError
 from maskmend.overlay import (
     CLASS_COLOURS,
-    GROUND,
     Section,
     displayed,
+    empty_tile,
     mosaic,
     region,
     sections,
@@ -34,7 +34,7 @@ from maskmend.overlay import (
 )
 
 FOLDER = "thumbs"
-VERSION = 3  # of the drawing; another number redraws all
+VERSION = 4  # of the drawing; another number redraws all
 COLUMNS = ("image", "given outline", "suggested outline", "noise map")
 TOTAL_BYTES = 45_000_000
 """Of all pictures together."""
@@ -204,9 +204,13 @@ def _row(section: Section, classes: Mapping[str, int], size: int) -> list[np.nda
         given, suggested = dict.fromkeys(values, GIVEN), dict.fromkeys(values, ESTIMATE)
         numbers = {}
     box = region(section)
-    blank = np.full((size, size, 3), GROUND, np.uint8)
     row = [tile(section, box, size, inset=True, caption=section.name)]
-    for mask, colours in (("given", given), ("suggested", suggested)):
-        drawn = mask in section.masks
-        row.append(tile(section, box, size, mask=mask, colours=colours, numbers=numbers) if drawn else blank)
-    return [*row, tile(section, box, size, heat=True) if section.heat is not None else blank]
+    for mask, colours, absent in (("given", given, "no mask"), ("suggested", suggested, "no suggestion")):
+        if mask in section.masks:
+            row.append(tile(section, box, size, mask=mask, colours=colours, numbers=numbers))
+        else:
+            row.append(empty_tile(size, absent))
+    return [
+        *row,
+        tile(section, box, size, heat=True) if section.heat is not None else empty_tile(size, "no map"),
+    ]
