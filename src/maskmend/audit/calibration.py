@@ -56,7 +56,7 @@ def sample(look: Look, rng: np.random.Generator) -> np.ndarray:
     not, without which the fit would learn to doubt everything.
     """
     probs, label = look.probs.reshape(look.classes, -1), look.label.ravel()
-    given = look.given().ravel()
+    given = look.given.ravel()
     known = np.ones(len(label), bool) if look.valid is None else look.valid.ravel()
     rows = [np.zeros((0, look.classes + 2), np.float32)]
     for stratum, size in ((given < _DOUBTFUL, 3 * SAMPLED // 4), (given >= _DOUBTFUL, SAMPLED // 4)):

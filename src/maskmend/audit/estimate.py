@@ -16,8 +16,8 @@ from maskmend.audit.population import Judge
 from maskmend.audit.voxels import VoxelJudge, VoxelSample
 
 FIT_ON = 400  # cases; more sharpen nothing
-INJECTED = 400  # errors made on purpose in all
-MOST_INJECTED = 4  # per case
+INJECTED = 200  # errors made on purpose in all
+MOST_INJECTED = 3  # per case
 LEAST_LOST = 0.02
 WRONG_IF_FLAWED = (
     0.2  # of what a lost model contradicts, where the mask is flawed; anything between .1 and .3 would do
@@ -114,7 +114,7 @@ class Auditor:
         lost = float(self.population.usual.lost([evidence])[0])
         noise = self.voxels.noise(look, verdict)
         if lost > LEAST_LOST:
-            blind = self.population.rate * WRONG_IF_FLAWED * (1 - look.given())
+            blind = self.population.rate * WRONG_IF_FLAWED * (1 - look.given)
             noise = ((1 - lost) * noise + lost * np.where(noise > 0, blind, 0)).astype(np.float32)
         odds = float(self.population.log_odds([evidence])[0])
         return Opinion(look, evidence, odds, lost, noise)

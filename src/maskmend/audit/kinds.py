@@ -65,7 +65,7 @@ def class_kind(opinion: Opinion, suggested: np.ndarray, index: int) -> tuple[Kin
 def masses(opinion: Opinion, index: int | None = None) -> Masses:
     """Expected wrong voxels of a class; None: of all foreground against background."""
     look, noise = opinion.look, opinion.noise
-    chance = noise / np.maximum(1 - look.given(), 1e-3)
+    chance = noise / np.maximum(1 - look.given, 1e-3)
     if index is None:
         drawn, to_it = look.label > 0, 1 - look.probs[0]
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,7 @@ class Look:
         spacing_mm: voxel size in the order of the axes.
         box: where (*B) lies in the image.
         shape: of the image, (*S).
+        memo: what was computed from the probabilities alone, shared by looks that differ in their masks only.
     """
 
     case: str
@@ -38,15 +41,19 @@ class Look:
     spacing_mm: tuple[float, ...]
     box: tuple[slice, ...]
     shape: tuple[int, ...]
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def classes(self) -> int:
         """K."""
         return len(self.probs)
 
+    @cached_property
     def given(self) -> np.ndarray:
         """(*B) the probability of the given label."""
-        return np.take_along_axis(self.probs, self.label[None].astype(np.intp), axis=0)[0]
+        flat = self.probs.reshape(self.classes, -1)
+        found: np.ndarray = flat[self.label.ravel(), np.arange(self.label.size)].reshape(self.label.shape)
+        return found
 
     def with_label(self, label: np.ndarray) -> Look:
         """The same case with another mask (*B)."""
@@ -54,7 +61,7 @@ class Look:
 
     def with_probs(self, probs: np.ndarray) -> Look:
         """The same case with other probabilities (K, *B)."""
-        return replace(self, probs=probs)
+        return replace(self, probs=probs, memo={})
 
     def whole(self, part: np.ndarray, fill: float = 0) -> np.ndarray:
         """A map (*B) on the image's own grid (*S), `fill` outside the box."""
@@ -95,13 +102,18 @@ def look_at(
 
 def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
     """The smallest box around (*S) bool, `margin` wider where the image allows; one voxel when it is empty."""
-    box = []
+    box: list[slice] = []
+    part = mask
     for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        hit = np.flatnonzero(part.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
         if not len(hit):
             return (slice(0, 1),) * mask.ndim
-        box.append(slice(max(int(hit[0]) - margin, 0), min(int(hit[-1]) + 1 + margin, mask.shape[axis])))
-    return tuple(box)
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
+        part = mask[tuple(box)]  # the next axis scans only what is left
+    return tuple(
+        slice(max(one.start - margin, 0), min(one.stop + margin, size))
+        for one, size in zip(box, mask.shape, strict=True)
+    )
 
 
 def open_case(

@@ -16,12 +16,16 @@ Nobody says which masks are sound. Four things stand in for it:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskmend.audit.evidence import Evidence, signed_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROUNDS = 4  # more let subtle flaws widen what counts as usual
 RIDGE = 0.01
@@ -166,7 +170,7 @@ def first_trust(cases: Sequence[Evidence], trusted: np.ndarray) -> np.ndarray:
         cases: figures with uncalibrated probabilities.
         trusted: (N,) bool, known to be clean.
     """
-    belief = convention(np.stack([case.signed[:, 0] for case in cases]))
+    belief = convention(np.stack([case.signed[:, 0] for case in cases]), trusted)
     surprise = np.array([case.surprises[0] for case in cases])
     worth = np.where(belief > 0.5, -surprise, -surprise - 1e3)
     limit = np.quantile(worth, 1 - BELIEVED)
@@ -238,8 +242,11 @@ def logistic(
     return found
 
 
-def convention(offsets: np.ndarray) -> np.ndarray:
-    """P(a case is drawn in the shared way), (N,), from its signed offsets (N, G)."""
+def convention(offsets: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+    """P(a case is drawn in the shared way), (N,), from its signed offsets (N, G).
+
+    The shared way is the one that trusted cases (N,) bool follow; without any, that of the densest group.
+    """
     import torch
 
     from maskmend.mixture import Groups
@@ -252,9 +259,16 @@ def convention(offsets: np.ndarray) -> np.ndarray:
         spread = 1.4826 * np.median(np.abs(column[there] - np.median(column[there]))) + 1e-6
         scaled = torch.from_numpy(column[there, None] / spread).float()
         groups = Groups(width=12.0, least_sd=0.1)
-        groups.fit(scaled)
+        groups.fit(scaled, _followed_by(trusted[there]))
         belief[there] *= groups.posterior(scaled).numpy()
     return belief
+
+
+def _followed_by(trusted: np.ndarray) -> Callable[[Tensor], float] | None:
+    """Support for a group of cases (their numbers): the share of the trusted ones in it, more than any density."""
+    if not trusted.any():
+        return None
+    return lambda group: 20.0 * float(trusted[group.numpy()].sum()) / float(trusted.sum())
 
 
 def middle_and_spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:

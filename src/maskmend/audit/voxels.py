@@ -16,7 +16,7 @@ from maskmend.audit.look import Look
 from maskmend.audit.population import logistic, sigmoid
 
 DOUBTED = 0.03  # voxels that the model doubts less are taken for right
-SAMPLED = 400  # voxels per case to learn from
+SAMPLED = 200  # voxels per case to learn from
 _CASE, _VOXEL = (-6.0, 8.0), (-4.0, 7.0)  # log odds beyond these say no more
 
 
@@ -26,10 +26,10 @@ def doubts(look: Look) -> tuple[np.ndarray, np.ndarray]:
     The figures: log odds of the best other class against the given one, and log of the probability that the given
     one is wrong, by the model alone.
     """
-    given = look.given().ravel()
+    given = look.given.ravel()
     doubt = 1 - given
     at = np.flatnonzero(doubt > DOUBTED)
-    flat = look.probs.reshape(look.classes, -1)[:, at]
+    flat = np.take(look.probs.reshape(look.classes, -1), at, axis=1)
     flat[look.label.ravel()[at], np.arange(len(at))] = 0
     odds = np.log(np.maximum(flat.max(axis=0), 1e-6) / given[at])
     return at, np.stack([np.clip(odds, *_VOXEL), np.log(doubt[at])], axis=1)

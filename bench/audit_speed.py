@@ -1,0 +1,171 @@
+"""The audit beside cleanlab's segmentation module on the same probabilities: CPU time and extra memory.
+
+    OMP_NUM_THREADS=1 python bench/audit_speed.py [--images 200] [--size 256] [--classes 2 5] [--volumes 100]
+
+Each measurement runs in a process of its own, after its libraries are loaded and the images are made: what is counted
+is the work. maskmend: fitting (what is usual here, a cost that does not grow beyond 400 cases) and judging (case
+figures, noise map) apart. cleanlab: label quality scores and label issues, n_jobs=1. Volumes are made one at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from scipy import ndimage
+
+
+def made(number: int, shape: Sequence[int], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (K, *S) float32 of blobs, and a mask (*S) that wavers about them; every fifth is moved."""
+    rng = np.random.default_rng(number)
+    grid = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape)]
+    wobble = ndimage.zoom(rng.standard_normal([8] * len(shape)), [n / 8 for n in shape], order=1)
+    logits, label = np.zeros((classes, *shape), np.float32), np.zeros(shape, np.int64)
+    for k in range(1, classes):
+        centre, radius = rng.uniform(-0.5, 0.5, len(shape)), rng.uniform(0.1, 0.3)
+        off = 0.1 * (number % 5 == 0)
+        near, drawn = (
+            radius - np.sqrt(sum((axis - c - d) ** 2 for axis, c in zip(grid, centre, strict=True)))
+            for d in (0, off)
+        )
+        logits[k] = 40 * near
+        label[drawn + 0.015 * wobble > 0] = k
+    soft = np.exp(logits - logits.max(axis=0))
+    return soft / soft.sum(axis=0), label
+
+
+def maskmend(images: Callable[[Sequence[str]], Iterator[Any]], ids: Sequence[str]) -> dict[str, float]:
+    """CPU seconds of fitting and of judging."""
+    from maskmend.audit.estimate import fit
+
+    began = time.process_time()
+    auditor = fit(images, ids)
+    fitted = time.process_time()
+    odds = [auditor.judge(look).odds for look in images(ids)]
+    assert np.isfinite(odds).all()
+    return {"fit": fitted - began, "judge": time.process_time() - fitted}
+
+
+def measure_images(program: str, count: int, size: int, classes: int) -> dict[str, float]:
+    """One program on images that are all in memory, as cleanlab needs them."""
+    pairs = [made(i, (size, size), classes) for i in range(count)]
+    probs, labels = np.stack([p for p, _ in pairs]), np.stack([y for _, y in pairs])
+    del pairs
+    if program == "maskmend":
+        import torch  # noqa: F401
+        from scipy import optimize  # noqa: F401
+
+        from maskmend.audit import estimate, injection  # noqa: F401
+        from maskmend.audit.look import look_at
+
+        before = peak_mb()
+        times = maskmend(
+            lambda names: (look_at(n, probs[int(n)], labels[int(n)], (1.0, 1.0)) for n in names),
+            [str(i) for i in range(count)],
+        )
+    else:
+        from cleanlab.segmentation.filter import find_label_issues
+        from cleanlab.segmentation.rank import get_label_quality_scores
+
+        before, began = peak_mb(), time.process_time()
+        get_label_quality_scores(labels, probs, verbose=False)
+        middle = time.process_time()
+        find_label_issues(labels, probs, n_jobs=1, verbose=False)
+        times = {"quality": middle - began, "issues": time.process_time() - middle}
+    return times | {"extra_mb": peak_mb() - before}
+
+
+def measure_volumes(count: int, size: int) -> dict[str, float]:
+    """The audit on volumes made as they are asked for, and its memory after a tenth of them and at the end."""
+    from maskmend.audit.estimate import fit
+    from maskmend.audit.look import look_at
+
+    shape, ids = (size,) * 3, [str(i) for i in range(count)]
+    making = 0.0
+
+    def images(names: Sequence[str]) -> Iterator[Any]:
+        nonlocal making
+        for name in names:
+            began = time.process_time()
+            probs, label = made(int(name), shape, 2)
+            making += time.process_time() - began
+            yield look_at(name, probs, label, (1.0, 1.0, 1.0))
+
+    began = time.process_time()
+    auditor = fit(images, ids)
+    fitted, tenth = time.process_time() - began - making, 0.0
+    for number, look in enumerate(images(ids), 1):
+        auditor.judge(look)
+        tenth = peak_mb() if number == max(1, count // 10) else tenth
+    judged = time.process_time() - began - making - fitted
+    return {"fit": fitted, "judge": judged, "peak_mb_at_a_tenth": tenth, "peak_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """Largest resident size of this process so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--classes", type=int, nargs="+", default=[2, 5])
+    parser.add_argument("--volumes", type=int, default=100)
+    parser.add_argument("--volume-size", type=int, default=128)
+    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        what, *numbers = given.one.split()
+        figures = (
+            measure_volumes(*map(int, numbers))
+            if what == "volumes"
+            else measure_images(what, *map(int, numbers))
+        )
+        print(json.dumps(figures))
+        return
+    for classes in given.classes:
+        ours, theirs = (
+            _apart(f"{name} {given.images} {given.size} {classes}") for name in ("maskmend", "cleanlab")
+        )
+        other = theirs["quality"] + theirs["issues"]
+        print(
+            f"{given.images} images of {given.size}^2, {classes} classes: maskmend judge {ours['judge']:.2f} s, "
+            f"fit {ours['fit']:.2f} s, {ours['extra_mb']:.0f} MB more; cleanlab scores {theirs['quality']:.2f} s, "
+            f"issues {theirs['issues']:.2f} s, {theirs['extra_mb']:.0f} MB more; "
+            f"judging is {other / ours['judge']:.1f} times faster, "
+            f"with fitting {other / (ours['judge'] + ours['fit']):.1f}"
+        )
+    if given.volumes:
+        figures = _apart(f"volumes {given.volumes} {given.volume_size}")
+        print(
+            f"{given.volumes} volumes of {given.volume_size}^3: fit {figures['fit']:.0f} s, "
+            f"judge {figures['judge']:.0f} s; peak {figures['peak_mb_at_a_tenth']:.0f} MB after a tenth, "
+            f"{figures['peak_mb']:.0f} MB at the end"
+        )
+
+
+def _apart(what: str) -> dict[str, float]:
+    answer = subprocess.run(
+        [sys.executable, __file__, "--one", what], capture_output=True, text=True, check=True
+    )
+    figures: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return figures
+
+
+if __name__ == "__main__":
+    main()

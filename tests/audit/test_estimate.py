@@ -1,0 +1,219 @@
+"""The whole estimate on worlds whose truth is known."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from maskmend.audit import estimate
+from maskmend.audit.selfcheck import SelfCheck, mean_dice
+from maskmend.audit.suggest import suggest
+
+
+def judged(world: Any, **how: Any) -> tuple[estimate.Auditor, dict[str, estimate.Opinion]]:
+    auditor = estimate.fit(world.looks, world.ids, **how)
+    return auditor, {case: auditor.judge(world.look(case)) for case in world.ids}
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * ((one == other) & (one > 0)).sum() / max((one > 0).sum() + (other > 0).sum(), 1))
+
+
+@pytest.fixture(scope="module", params=[(2, 2), (2, 3), (3, 2)], ids=["2-D", "2-D three classes", "3-D"])
+def known(request: Any, make_world: Callable[..., Any]) -> tuple[Any, estimate.Auditor, dict[str, Any]]:
+    ndim, classes = request.param
+    world = make_world(60 if ndim == 2 else 30, ndim=ndim, classes=classes)
+    return world, *judged(world)
+
+
+def test_flawed_masks_rank_above_sound_ones(known: Any) -> None:
+    world, _, opinions = known
+    wrong = [case in world.flawed for case in world.ids]
+    assert roc_auc_score(wrong, [opinions[case].odds for case in world.ids]) > 0.97
+
+
+def test_the_share_of_flawed_masks_is_estimated(known: Any) -> None:
+    world, auditor, opinions = known
+    assert sum(one.flawed for one in opinions.values()) == pytest.approx(
+        len(world.flawed), abs=0.15 * len(world.ids)
+    )
+    assert auditor.population.rate == pytest.approx(0.3, abs=0.15)
+
+
+def test_noise_maps_find_wrong_voxels_better_than_the_model_alone(known: Any) -> None:
+    world, _, opinions = known
+    wrong = np.concatenate([(world.given[c] != world.truth[c]).ravel() for c in world.ids])
+    noise = np.concatenate([opinions[c].look.whole(opinions[c].noise).ravel() for c in world.ids])
+    model = np.concatenate(
+        [
+            1 - np.take_along_axis(world.probs[c], world.given[c][None].astype(int), 0).ravel()
+            for c in world.ids
+        ]
+    )
+    assert average_precision_score(wrong, noise) > average_precision_score(wrong, model) + 0.05
+    assert noise.sum() == pytest.approx(wrong.sum(), rel=0.35)
+    assert np.mean((noise - wrong) ** 2) < np.mean((model - wrong) ** 2)
+
+
+def test_noise_maps_are_calibrated(known: Any) -> None:
+    """Of the voxels called wrong with a probability of about p, about the share p is wrong."""
+    world, _, opinions = known
+    wrong = np.concatenate([(world.given[c] != world.truth[c]).ravel() for c in world.ids])
+    noise = np.concatenate([opinions[c].look.whole(opinions[c].noise).ravel() for c in world.ids])
+    for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.0)):
+        inside = (noise >= low) & (noise <= high)
+        assert abs(noise[inside].mean() - wrong[inside].mean()) < 0.2, (low, high)
+
+
+def test_estimated_dice_follows_the_true_one(known: Any) -> None:
+    world, _, opinions = known
+    true = [dice(world.given[c], world.truth[c]) for c in world.ids]
+    estimated = [mean_dice(opinions[c].dice()) for c in world.ids]
+    assert np.corrcoef(true, estimated)[0, 1] > 0.85
+
+
+def test_suggestions_mend_the_flawed_and_spare_the_sound(known: Any) -> None:
+    world, _, opinions = known
+    gain = {}
+    for case in world.ids:
+        whole = world.given[case].copy()
+        whole[opinions[case].look.box] = suggest(opinions[case])
+        gain[case] = dice(whole, world.truth[case]) - dice(world.given[case], world.truth[case])
+    assert np.mean([gain[c] for c in world.flawed]) > 0.05
+    assert np.mean([gain[c] for c in world.ids if c not in world.flawed]) > -0.01
+
+
+def test_a_systematic_bias_of_the_model_is_no_error(make_world: Callable[..., Any]) -> None:
+    """The model's outline lies two voxels outside all masks; masks as wide as the model are the odd ones."""
+    world = make_world(60, bias=2.0, rate=0.2, kinds=("over-drawn",))
+    auditor, opinions = judged(world)
+    wrong = [case in world.flawed for case in world.ids]
+    assert roc_auc_score(wrong, [opinions[case].odds for case in world.ids]) > 0.97
+    assert auditor.calibration.bias[1] < -1, "the shift must be taken out"
+    sound = [opinions[case].noise.sum() for case in world.ids if case not in world.flawed]
+    assert np.median(sound) < 10
+
+
+def test_sound_data_stay_unaccused(make_world: Callable[..., Any]) -> None:
+    world = make_world(60, rate=0.0)
+    _, opinions = judged(world)
+    assert sum(one.flawed for one in opinions.values()) < 6
+    assert sum(int((suggest(one) != one.look.label).sum()) for one in opinions.values()) < 60
+
+
+def test_voxels_that_are_not_annotated_are_never_wrong(make_world: Callable[..., Any]) -> None:
+    world = make_world(40)
+    for case in world.ids:
+        valid = np.ones(world.given[case].shape, bool)
+        valid[:, 32:] = False
+        world.valid[case] = valid
+        world.given[case] = np.where(
+            valid, world.given[case], 1 - world.given[case]
+        )  # what they hold is irrelevant
+    _, opinions = judged(world)
+    for case in world.ids:
+        noise = opinions[case].look.whole(opinions[case].noise)
+        assert not noise[:, 32:].any()
+        assert (suggest(opinions[case]) == opinions[case].look.label)[~_known(opinions[case])].all()
+    flawed = [case in world.flawed for case in world.ids]
+    assert roc_auc_score(flawed, [opinions[case].odds for case in world.ids]) > 0.9
+
+
+def _known(opinion: estimate.Opinion) -> np.ndarray:
+    look = opinion.look
+    return np.ones(look.label.shape, bool) if look.valid is None else look.valid
+
+
+def test_empty_masks_are_judged(make_world: Callable[..., Any]) -> None:
+    """Nothing drawn where the model sees an object, and nothing drawn where there is none."""
+    world = make_world(40)
+    missed, empty = world.ids[-1], world.ids[-2]
+    world.given[missed] = np.zeros_like(world.given[missed])
+    world.given[empty] = world.truth[empty] = np.zeros_like(world.given[empty])
+    world.probs[empty] = np.stack(
+        [np.ones(world.given[empty].shape), np.zeros(world.given[empty].shape)]
+    ).astype("f4")
+    _, opinions = judged(world)
+    assert opinions[missed].flawed > 0.9
+    assert opinions[missed].noise.sum() == pytest.approx(world.truth[missed].sum(), rel=0.3)
+    assert opinions[empty].noise.sum() < 1
+    assert np.isnan(opinions[empty].dice()).all()
+
+
+def test_a_lost_model_accuses_nobody(make_world: Callable[..., Any]) -> None:
+    """On some images the prediction is ragged nonsense: the sound masks there must not come before flawed ones."""
+    world = make_world(60)
+    lost = world.ids[-4:]
+    for number, case in enumerate(lost):
+        rng = np.random.default_rng(number)
+        speckle = 1 / (1 + np.exp(-3 * np.asarray(rng.standard_normal(world.given[case].shape))))
+        world.probs[case] = np.stack([1 - speckle, speckle]).astype(np.float32)
+    _, opinions = judged(world)
+    assert all(opinions[case].lost > 0.5 for case in lost)
+    assert max(opinions[case].odds for case in lost) < np.median(
+        [opinions[case].odds for case in world.flawed]
+    )
+
+
+def test_trusted_masks_count_as_sound(make_world: Callable[..., Any]) -> None:
+    """Half of the masks too wide: which half is right, only the trusted cases can tell."""
+    world = make_world(60, rate=0.6, kinds=("over-drawn",))
+    trusted = frozenset(case for case in world.ids if case not in world.flawed)
+    auditor, opinions = judged(world, trusted=frozenset(sorted(trusted)[:12]))
+    assert (auditor.population.trust[[world.ids.index(c) for c in sorted(trusted)[:12]]] == 1).all()
+    wrong = [case in world.flawed for case in world.ids]
+    assert roc_auc_score(wrong, [opinions[case].odds for case in world.ids]) > 0.95
+
+
+def test_the_same_seed_gives_the_same_opinion(make_world: Callable[..., Any]) -> None:
+    world = make_world(30)
+    one, two = judged(world)[1], judged(world)[1]
+    assert all(one[case].odds == two[case].odds for case in world.ids)
+    assert all(np.array_equal(one[case].noise, two[case].noise) for case in world.ids)
+
+
+def test_the_exam_agrees_with_what_is_true(known: Any) -> None:
+    world, auditor, opinions = known
+    check = SelfCheck.of(auditor, world.looks, world.ids)
+    facts = check.facts()
+    assert facts["auroc"] > 0.9
+    assert facts["mended_dice"] > facts["flawed_dice"]
+    hits = []
+    for case in world.ids:
+        low, high = check.interval(mean_dice(opinions[case].dice()))
+        assert 0 <= low <= high <= 1
+        hits.append(low - 0.02 <= dice(world.given[case], world.truth[case]) <= high + 0.02)
+    assert np.mean(hits) > 0.75
+
+
+def test_memory_does_not_grow_with_the_cases(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looks are made on demand; what is kept of a case is far smaller than the case."""
+    monkeypatch.setattr(estimate, "FIT_ON", 20)
+    small = make_world(5, ndim=3, size=40)
+    case_bytes = 4 * small.probs[small.ids[0]].size
+
+    def looks(ids: Any) -> Any:
+        for case in ids:
+            look = small.look(small.ids[int(case) % 5])
+            yield replace(look, case=case, probs=look.probs.copy(), memo={})
+
+    def peak(count: int) -> int:
+        ids = [str(i) for i in range(count)]
+        tracemalloc.start()
+        auditor = estimate.fit(looks, ids)
+        kept = [auditor.judge(look).odds for look in looks(ids)]
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(kept) == count
+        return most
+
+    few, many = peak(20), peak(80)
+    assert many < few + 2 * case_bytes, f"{few} bytes for 20 cases, {many} for 80 of {case_bytes} each"
