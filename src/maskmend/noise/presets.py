@@ -48,8 +48,8 @@ class Preset:
 _PICK = "Zhu et al., Pick-and-Learn, MICCAI 2019, arXiv 1907.11835 (chest X-ray, 0/25/50/75 % of the cases)"
 _XRAY = "Zhang et al., Characterizing label errors, MICCAI 2020 (chest X-ray, 256 x 256, 30/50/70 %)"
 _SUPERPIXEL = "Li et al., superpixel-guided iterative learning, MICCAI 2021, arXiv 2107.10100 (30/50/70 %)"
-_MARKOV = "Yao et al., spatial correction, ICLR 2023 (T 180, theta1 .8 or .2, theta2 .05)"
-_PEOPLE = "Zhang et al., Disentangling human error from ground truth, NeurIPS 2020"
+_MARKOV = "Yao et al., spatial correction, ICLR 2023, arXiv 2308.02498 (T 180, theta1 .8 or .2, theta2 .05)"
+_PEOPLE = "Zhang et al., Disentangling human error from ground truth, NeurIPS 2020, arXiv 2007.15963"
 _COCO = "Grad et al., Benchmarking label noise in instance segmentation (COCO-N), 2024, arXiv 2406.10891"
 _OWN_NUMBERS = "The numbers are ours, the kind is theirs."
 
@@ -139,18 +139,18 @@ PRESETS: dict[str, Preset] = {
     ),
     "chest-xray-large": Preset(
         _chest((5, 10), (14, 20), (20, 30)), "lung, heart and clavicle by large radii: dilated, eroded, circles", _XRAY,
-        "In pixels of a 256-pixel image, whatever yours is. Number of circles.",
+        "In pixels of a 256-pixel image, whatever the size of yours; the number of circles is ours.",
     ),
     "chest-xray-small": Preset(
         _chest((1, 8), (1, 8), (1, 8)), "lung, heart and clavicle by small radii: dilated, eroded, circles", _XRAY,
-        "The radii are those of Pick-and-Learn's small noise.",
+        "As the large one, with the radii of Pick-and-Learn's small noise.",
     ),
     "superpixel-morphology-50": Preset(
         ToChange(OneOf((Dilate((2, 5)), Erode((2, 5)))), 0.5), "dilated or eroded until half of the area changes",
         _SUPERPIXEL,
     ),
     "superpixel-morphology-70": Preset(
-        ToChange(OneOf((Dilate((2, 5)), Erode((2, 5)))), 0.7), "dilated or eroded until 70 % of the area change",
+        ToChange(OneOf((Dilate((2, 5)), Erode((2, 5)))), 0.7), "dilated or eroded until 70 % of the area changes",
         _SUPERPIXEL,
     ),
     "superpixel-affine-50": Preset(
@@ -158,18 +158,18 @@ PRESETS: dict[str, Preset] = {
         "Turn and shift grow together until the change is reached; the source turns first.",
     ),
     "superpixel-affine-70": Preset(
-        ToChange(Move((2, 5), degrees=30.0), 0.7), "turned and shifted until 70 % of the area change", _SUPERPIXEL,
+        ToChange(Move((2, 5), degrees=30.0), 0.7), "turned and shifted until 70 % of the area changes", _SUPERPIXEL,
         "Turn and shift grow together until the change is reached; the source turns first.",
     ),
     "left-atrium": Preset(
         InPixels(_either_box(1, 7)),
         "box kernel of side 3 to 15 voxels", "Xu et al., MTCL, IEEE TMI 2022 (left atrium)",
-        "Odd sides only. Mark the clean cases as trusted: they stay.", 1.0,
+        "Odd sides only. Cases marked as trusted stay clean.", 1.0,
     ),
     "adele": Preset(
         EachSlice(InPixels(_either_box(2, 4), area=1000)),
         "2 to 4 steps of a 3 x 3 kernel on slices scaled to 1000 foreground pixels",
-        "Liu et al., ADELE, CVPR 2022", "Each slice has its own draw.", 1.0,
+        "Liu et al., ADELE, CVPR 2022, arXiv 2110.03740", "Each slice has its own draw.", 1.0,
     ),
     "markov-grow": Preset(MarkovWalk(grow=0.8), "an outline that drifts outwards", _MARKOV, "theta3 is 0.1.", 1.0),
     "markov-shrink": Preset(MarkovWalk(grow=0.2), "an outline that drifts inwards", _MARKOV, "theta3 is 0.1.", 1.0),
