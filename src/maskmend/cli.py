@@ -186,12 +186,18 @@ def benchmark(
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster to use, e.g. auto or HOST:6379.")
     ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option("--reuse", help="results.jsonl.gz whose runs need not be done again; repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare methods over data, noise, rates and seeds; the same command again does what is missing."""
     from maskmend.benchmark.run import benchmark as run_benchmark
 
-    answer = run_benchmark(config, out, data=data, overrides=settings or (), workers=workers, address=address)
+    answer = run_benchmark(
+        config, out, data=data, overrides=settings or (), workers=workers, address=address, reuse=reuse or ()
+    )
     _print_json(answer) if as_json else print(answer["report"])
 
 

@@ -69,6 +69,13 @@ def test_a_grid_then_more_seeds(benchmark, tmp_path) -> None:
     assert "4 runs: 4 done before, 0 to do" in said
     assert stored(tmp_path) == after
 
+    first = (tmp_path / "out").rename(tmp_path / "published")
+    answer, said = benchmark("seeds=2", "--reuse", str(first / "results.jsonl.gz"), methods=["supervised"])
+    assert "4 results taken over" in said
+    assert "4 runs: 4 done before, 0 to do" in said
+    for name in ("runs.csv", "comparison.csv", "README.md", "results.jsonl.gz"):
+        assert (tmp_path / "out" / name).read_bytes() == (first / name).read_bytes()
+
 
 def test_one_run_that_fails_does_not_stop_the_rest(benchmark, tmp_path) -> None:
     mine = tmp_path / "mine.py"

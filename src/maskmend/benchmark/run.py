@@ -13,6 +13,7 @@ from maskmend.benchmark.grid import Grid, Trial
 from maskmend.benchmark.trial import run_trial
 from maskmend.benchmark.workers import Pool, open_pool
 from maskmend.data.atomic import write_text
+from maskmend.data.owner import sweep
 from maskmend.errors import Interrupted, UsageError
 from maskmend.progress import bar, clock, message
 from maskmend.train.engine import choose_device
@@ -29,6 +30,7 @@ def benchmark(
     overrides: Sequence[str] = (),
     workers: int | None = None,
     address: str | None = None,
+    reuse: Sequence[Path | str] = (),
 ) -> dict[str, Any]:
     """Run a benchmark and write its tables and plots; the same call again does only what is missing or failed.
 
@@ -39,6 +41,8 @@ def benchmark(
         overrides: `key=value` on top of the file, e.g. "seeds=10".
         workers: runs at the same time (Ray); 0: in this process; None: what the machine has room for.
         address: of a running Ray cluster; every node needs maskmend and the data at the same paths.
+        reuse: `results.jsonl.gz` of other benchmarks; runs they hold are not done again. Same data, settings and seed
+            are the same run, whoever did it: a new method can be set beside a published table without redoing it.
 
     Returns:
         The summary that is also in `benchmark.json`.
@@ -52,7 +56,10 @@ def benchmark(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _claim(out)
+        sweep(out, out / store.FOLDER)
         write_text(out / PLAN, settings.dump(plan))
+        for packed in reuse:
+            message(f"{store.take_over(out, Path(packed))} results taken over from {Path(packed).name}")
         for reason in trials.skipped:
             message(f"left out: {reason}")
         spent = _do_missing(plan, trials, out, workers, address)
@@ -65,6 +72,7 @@ def finish(plan: settings.Benchmark, trials: Grid, out: Path, spent: Mapping[str
 
     results = store.load(out, {trial.key for trial in trials.trials})
     summary = write_all(plan, trials, results, out, spent)
+    store.pack(out, results)
     write_text(out / FACTS, json.dumps(summary, indent=1) + "\n")
     return summary
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maskmend.data.atomic import write_text
+from maskmend.data.atomic import atomic_write, write_text
+from maskmend.errors import DataError
 from maskmend.progress import message
 
 FOLDER = "runs"
+PACKED = "results.jsonl.gz"
 STATES = ("done", "failed")
+_KEY = re.compile("[0-9a-f]{32}")  # also keeps a foreign file's key from being a path
 
 
 def save(out: Path, result: dict[str, Any]) -> None:
@@ -35,6 +41,37 @@ def load(out: Path, keys: set[str]) -> dict[str, dict[str, Any]]:
             continue
         found[key] = result
     return found
+
+
+def pack(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write results into one file, `results.jsonl.gz`, that others can build on; equal results give equal bytes."""
+    lines = [json.dumps(results[key], sort_keys=True) + "\n" for key in sorted(results)]
+    packed = gzip.compress("".join(lines).encode(), mtime=0)
+    atomic_write(out / PACKED, lambda path: path.write_bytes(packed))
+
+
+def take_over(out: Path, packed: Path) -> int:
+    """Keep the finished results of a packed file that are not here yet; returns how many were new.
+
+    Raises:
+        DataError: the file cannot be read or holds something else.
+    """
+    try:
+        with gzip.open(packed, "rt", encoding="utf-8") as lines:
+            results = [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        raise DataError("is not there", packed, f"give the {PACKED} of a benchmark") from None
+    except (OSError, EOFError, ValueError):
+        raise DataError("is no packed results", packed, f"give the {PACKED} of a benchmark") from None
+    new = 0
+    for result in results:
+        key = result.get("key") if isinstance(result, dict) else None
+        if not isinstance(key, str) or not _KEY.fullmatch(key) or result.get("status") not in STATES:
+            raise DataError("holds a line that is no result", packed, f"give the {PACKED} of a benchmark")
+        if result["status"] == "done" and key not in load(out, {key}):
+            save(out, result)
+            new += 1
+    return new
 
 
 def _path(out: Path, key: str) -> Path:
