@@ -16,7 +16,7 @@ from maskmend.progress import message
 FOLDER = "runs"
 PACKED = "results.jsonl.gz"
 STATES = ("done", "failed")
-_KEY = re.compile("[0-9a-f]{32}")  # also keeps a foreign file's key from being a path
+_KEY = re.compile("[0-9a-f]{8,64}")  # also keeps a foreign file's key from being a path
 
 
 def save(out: Path, result: dict[str, Any]) -> None:
