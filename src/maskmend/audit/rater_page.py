@@ -127,16 +127,11 @@ def pair_table(report: RaterReport, short: bool = False, shown: int = SHOWN_PAIR
 def dispute_table(report: RaterReport, shown: int = SHOWN_CASES) -> Table:
     """The cases to adjudicate first."""
     rows = [_dispute_row(one) for one in report.disputes[:shown] if one.disputed]
-    columns = [
-        "case",
-        "closeness of the vote",
-        "mean Dice",
-        "voxels in dispute",
-        "what to look at",
-        "where (x, y, z)",
-    ]
+    flat = all(one.place is None or len(one.place) == 2 for one in report.disputes)
+    place = "x, y" if flat else "x, y, z"
+    columns = ["case", "closeness", "mean Dice", "voxels in dispute", "what to look at", f"where ({place})"]
     note = (
-        "Sorted by closeness of the vote (0: all agree, 1: half against half everywhere): where it is clear, a "
+        "Closeness of the vote: 0 where all agree, 1 where half stand against half everywhere. Where the vote is clear, a "
         "consensus settles the matter; where it is close, only people can."
     )
     return Table(columns, rows, (1, 2, 3), note)
@@ -296,8 +291,8 @@ def _dispute_picture(report: RaterReport, dispute: Dispute) -> Picture:
     told = ", ".join([*names, "where they differ"])
     return Picture(
         _png(_tiles(plane, names, classes)),
-        f"{dispute.case}: {told}. {dispute.reason}.",
-        f"outlines by {told}",
+        f"{dispute.case}: {dispute.reason}.",
+        f"outlines of {dispute.case} by {told}",
     )
 
 
