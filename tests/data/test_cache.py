@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from maskmend.data import cache as module
+from maskmend.data import owner
 from maskmend.data.cache import Cache, content_key
 from maskmend.data.case import Case, Geometry
 from maskmend.data.images import read_image, read_label, write_image, write_label
@@ -201,14 +203,27 @@ def test_a_full_disk_is_explained_and_leaves_nothing(cases, tmp_path, monkeypatc
     assert folders(tmp_path / "cache") == set()
 
 
-def test_old_leftovers_go_and_young_ones_stay(cases, tmp_path):
+def test_what_killed_processes_left_goes_and_what_living_ones_make_stays(cases, tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    living = owner.temporary_name("case").replace(f"-{os.getpid()}-", f"-{child.pid}-")
+    living = living.replace(f"-{owner.born(os.getpid())}-", f"-{owner.born(child.pid)}-")
+    dead = living.replace(f"-{owner.born(child.pid)}-", "-1-")  # the number was given to a later process
+    elsewhere = re.sub(r"\.[0-9a-f]{8}-", ".00000000-", living)
+    late = elsewhere[:-8] + "ffffffff"
     folder = tmp_path / "cache"
-    for name, age in ((".old", 2 * 24 * 3600), (".young", 60)):
+    for name in (living, dead, elsewhere, late, ".mine"):
         (folder / name).mkdir(parents=True)
-        os.utime(folder / name, (time.time() - age,) * 2)
-    Cache.open(cases[:1], PLAN, folder)
-    assert ".young" in folders(folder)
-    assert ".old" not in folders(folder)
+        os.utime(folder / name, (0, 0) if name != elsewhere else None)
+    try:
+        Cache.open(cases[:1], PLAN, folder)
+        assert {name for name in folders(folder) if name[0] == "."} == {living, elsewhere, ".mine"}
+        child.kill()
+        child.join()
+        Cache.open(cases[:1], PLAN, folder)
+        assert {name for name in folders(folder) if name[0] == "."} == {elsewhere, ".mine"}
+    finally:
+        child.kill()
 
 
 def test_a_case_at_fault_is_named(cases, tmp_path):

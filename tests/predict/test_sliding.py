@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskmend.networks import build
 from maskmend.predict.sliding import count_windows, predict_array, predict_many
 
 
@@ -144,3 +145,25 @@ def test_wrong_shapes_are_refused(bad: dict[str, object]) -> None:
     settings = {"patch": (16, 16), "classes": 2, **bad}
     with pytest.raises(ValueError, match=r"patch|predictor|overlap"):
         predict_array(threshold, torch.rand(1, 16, 16), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("left_out", [1, 2, 5])
+def test_steady_results_do_not_depend_on_the_other_images(left_out: int) -> None:
+    torch.manual_seed(0)
+    network = build("unet", ndim=2, in_channels=1, classes=3, patch=(32, 32), depth=3, options={"base": 4})
+    network.eval()
+
+    def predicted(images: list[np.ndarray], steady: bool) -> list[Tensor]:
+        softmax = torch.nn.Softmax(1)
+        found = predict_many(
+            lambda x: softmax(network(x)), images, patch=(32, 32), classes=3, batch=4, steady=steady
+        )
+        return list(found)
+
+    sizes = [(32, 32), (40, 32), (70, 70), (32, 32), (9, 32), (32, 32), (32, 66), (32, 32), (32, 32)]
+    images = [np.random.default_rng(i).normal(size=(1, *s)).astype(np.float32) for i, s in enumerate(sizes)]
+    together, rest = predicted(images, True), predicted(images[left_out:], True)
+    for one, two in zip(together[left_out:], rest, strict=True):
+        assert torch.equal(one, two)
+    plain = predicted(images, False)
+    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(together, plain, strict=True))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maskmend.data import owner
 from maskmend.data.phantom import make_phantom
 from maskmend.errors import DataError, Interrupted, UsageError
 from maskmend.train import checkpoint, lock
@@ -63,7 +64,7 @@ def sleeper() -> subprocess.Popen[bytes]:
 
 def hold(folder: Path, pid: int, **facts: object) -> None:
     folder.mkdir(exist_ok=True)
-    holder = {"pid": pid, "host": socket.gethostname(), "born": lock._born(pid), "start": "today", **facts}
+    holder = {"pid": pid, "host": socket.gethostname(), "born": owner.born(pid), "start": "today", **facts}
     (folder / lock.NAME).write_text(json.dumps(holder))
 
 

@@ -14,9 +14,10 @@ from maskmend.config import load
 from maskmend.data.phantom import make_phantom
 from maskmend.data.sampling import trusted_case, trusted_places
 from maskmend.errors import UsageError
-from maskmend.train.loop import Job, Stream
+from maskmend.train.loop import Job
 from maskmend.train.memory import Memory
 from maskmend.train.run import Run
+from maskmend.train.stream import Stream
 
 Train = Callable[..., Run]
 

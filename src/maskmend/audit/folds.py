@@ -153,7 +153,7 @@ def predict_cases(run: Run, cases: Sequence[Case], dataset: Dataset, store: Stor
 
     stream = predict_many(
         method.predict, images(), patch=plan.patch, classes=plan.num_classes, overlap=config.predict.overlap,
-        batch=config.predict.batch, device=device,
+        batch=config.predict.batch, device=device, steady=True,
     )  # fmt: skip
     with bar("judging", len(cases)) as shown:
         for probs in stream:

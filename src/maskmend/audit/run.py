@@ -30,6 +30,7 @@ from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
 from maskmend.data.images import read_case
+from maskmend.data.owner import sweep
 from maskmend.errors import DataError, Interrupted, UsageError
 from maskmend.progress import bar, message
 from maskmend.train.lock import locked
@@ -100,6 +101,7 @@ def audit(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _claim(job, overwrite)
+        sweep(out, *(path for path in out.iterdir() if path.is_dir()))
         if (out / ANSWER).exists():
             message("already finished; --overwrite begins anew")
             answer: dict[str, Any] = json.loads((out / ANSWER).read_text())

@@ -19,6 +19,7 @@ from maskmend.benchmark.grid import Trial
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.dataset import find_cases, infer_labels, split
 from maskmend.data.images import label_suffix, read_case, read_label, write_label
+from maskmend.data.owner import sweep, temporary_name
 from maskmend.data.phantom import make_phantom
 from maskmend.data.plan import Plan
 from maskmend.data.preprocess import Prepared, prepare
@@ -188,7 +189,8 @@ def _phantoms(facts: Mapping[str, Any]) -> Dataset:
     folder = home / name
     if not (folder / "maskmend.json").exists():
         home.mkdir(mode=0o700, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=home))
+        sweep(home)
+        made = home / temporary_name(name)
         make_phantom(
             made, ndim=facts["ndim"], train=facts["cases"], test=0, seed=facts["seed"], shape=facts["shape"]
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from maskmend.benchmark.grid import Trial
+from maskmend.data.owner import scratch
 from maskmend.progress import quiet
 
 PROBE_STEPS = 8
@@ -67,12 +66,12 @@ def probe(trial: Trial) -> dict[str, Any]:
     quiet()
     try:
         torch.set_num_threads(trial.extras["threads"])
-        with tempfile.TemporaryDirectory(prefix="maskmend-") as name:
+        with scratch() as folder:
             config = configured(trial, PROBE_STEPS)
             several = "raters" in extra_needs(config.method.name)
-            given = prepare_cases(trial, Path(name) / "labels", raters=several)
+            given = prepare_cases(trial, folder / "labels", raters=several)
             train(
-                given.dataset, Path(name) / "run", config, command=[],
+                given.dataset, folder / "run", config, command=[],
                 watch=lambda method, plan, step: ticks.append(time.perf_counter()),
             )  # fmt: skip
     except Exception:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from maskmend.benchmark.grid import Trial
 from maskmend.benchmark.settings import extra_needs
 from maskmend.config_text import put
 from maskmend.data.images import read_label
+from maskmend.data.owner import scratch
 from maskmend.data.plan import Plan
 from maskmend.data.preprocess import Prepared
 from maskmend.errors import Interrupted, UserError
@@ -52,8 +52,8 @@ def run_trial(trial: Trial) -> dict[str, Any]:
         torch.set_num_threads(trial.extras["threads"])
     quiet()
     try:
-        with tempfile.TemporaryDirectory(prefix="maskmend-") as folder:
-            outcome = {"status": "done", **_measured(trial, Path(folder))}
+        with scratch() as folder:
+            outcome = {"status": "done", **_measured(trial, folder)}
     except (KeyboardInterrupt, Interrupted):
         raise
     except BaseException as fault:  # SystemExit of a library too

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from maskmend.data.formats import stem_of, suffix_of
-from maskmend.errors import ResourceError, UsageError
+from maskmend.data.owner import temporary_name
+from maskmend.errors import ResourceError, UsageError, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+_PROBE = bytes(1 << 16)
 
 
 def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
     """Let `writer` fill a temporary file beside `path`, then rename it into place.
 
     The old file stays intact until the new one is complete and on disk. The temporary file keeps the suffix
-    (format libraries go by it) and starts with a dot (so no layout ever lists it).
+    (format libraries go by it), starts with a dot (so no layout ever lists it) and names its process (so that
+    `owner.sweep` can tell one that a killed process left).
 
     Args:
         path: where the result belongs; missing parent folders are made.
@@ -28,18 +37,17 @@ def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
         UsageError: the folder cannot be written to.
     """
     path = Path(path)
-    suffix = suffix_of(path) or path.suffix
-    temporary = path.with_name(f".{stem_of(path)[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}")
+    temporary = path.with_name(temporary_name(stem_of(path), f".tmp{suffix_of(path) or path.suffix}"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer(temporary)
-        _to_disk(temporary)
-        os.replace(temporary, path)
-        _to_disk(path.parent)
-    except OSError as error:
-        raise _explained(error, path) from error
+        with explained(path, probe=temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer(temporary)
+            to_disk(temporary)
+            os.replace(temporary, path)
+            to_disk(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # whatever it is, it must not hide what went wrong above
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
     atomic_write(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Flush a file, or a folder's entry table where the system allows it, so that a power cut keeps it."""
     if os.name == "nt" and path.is_dir():
         return
@@ -55,18 +63,64 @@ def _to_disk(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.errno in (*_FULL, errno.EIO):
             raise
     finally:  # some network drives do not know fsync: the rename alone must do
         os.close(handle)
 
 
-def _explained(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-        return ResourceError(
-            f"the disk is full ({free:,} bytes free)", path, "nothing was changed; make room"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return UsageError(f"cannot be written: {error.strerror}", path, "choose another output folder")
-    return error
+@contextmanager
+def explained(path: Path, *, probe: Path | None = None, remedy: str = "") -> Iterator[None]:
+    """Turn what a library raises when a file cannot be written into an error that the user can mend.
+
+    Args:
+        path: what is written.
+        probe: the file in the making. Not every library says why it failed (NumPy: "8 requested and 4 written"),
+            so a few more bytes are added here to learn whether the disk is full.
+        remedy: for a full disk, in place of the usual one.
+
+    Raises:
+        ResourceError: the disk, a quota or the limit of a file's size is exhausted.
+        UsageError: no permission, a read-only disk, a file where a folder should be.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = _reason(error)
+        if number is None and probe is not None:
+            number = _refusal(probe)
+        if number in _FULL:
+            free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+            fact = f"the disk is full ({free:,} bytes free)"
+            if number == errno.EFBIG:
+                fact = "the file would be larger than this system allows (ulimit -f)"
+            raise ResourceError(fact, path, remedy or "nothing was changed; make room") from error
+        if number in _REFUSED:
+            fact = f"cannot be written: {os.strerror(number or 0)}"
+            raise UsageError(fact, path, "choose another output folder") from error
+        raise
+
+
+def _reason(error: BaseException) -> int | None:
+    """The number of the system's error behind what a library raised."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return seen.errno
+        if match := re.search(r"\(os error (\d+)\)", str(seen)):  # libraries written in Rust
+            return int(match[1])
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _refusal(path: Path) -> int | None:
+    """Why nothing can be added to a file, None when it can."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("ab", buffering=0) as file:
+            return None if file.write(_PROBE) == len(_PROBE) else errno.ENOSPC
+    except OSError as error:
+        return error.errno

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from maskmend.data import owner
+from maskmend.data.atomic import explained
 from maskmend.data.case import Case
 from maskmend.data.images import read_image, read_label
 from maskmend.data.plan import Plan
@@ -29,7 +28,6 @@ IN_RAM_BYTES = (
     1 << 30
 )  # below this all arrays are held in memory: opening a map costs more than a small sample
 VOXELS_PER_CLASS = 1000  # remembered positions per class and case, for foreground over-sampling
-_STALE_S = 24 * 3600
 _SIBLINGS = {".mhd", ".nhdr", ".hdr", ".img"}  # formats whose pixels lie in a second file of the same stem
 
 
@@ -284,7 +282,7 @@ def _find(entry: Path) -> tuple[Inverse, np.ndarray] | None:
             raise ValueError(f"{entry} lacks masks of raters")
         return inverse, np.load(entry / "voxels.npy")
     except (OSError, ValueError, KeyError, EOFError):
-        away = entry.with_name(f".damaged-{secrets.token_hex(6)}")
+        away = entry.with_name(owner.temporary_name("damaged"))
         try:
             os.rename(entry, away)
         except OSError:  # another process was faster
@@ -306,41 +304,32 @@ def _load(entry: Path, inverse: Inverse, mode: Any) -> Prepared:
 
 
 def _store(folder: Path, key: str, prepared: Prepared, voxels: np.ndarray) -> None:
-    temporary = folder / f".{key}.{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = folder / owner.temporary_name(key)
+    probe = temporary / "image.npy"
     try:
-        temporary.mkdir()
-        for name in ("image", "label", "valid", "raters"):
-            if (array := getattr(prepared, name)) is not None:
-                np.save(temporary / f"{name}.npy", array)
-        np.save(temporary / "voxels.npy", voxels)
-        facts = asdict(prepared.inverse)
-        if prepared.raters is not None:
-            facts["raters"] = len(prepared.raters)
-        (temporary / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-        try:
-            os.rename(temporary, folder / key)
-        except OSError:
-            if not (folder / key).is_dir():  # otherwise another process made the same entry first
-                raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(folder).free
-            what = f"the disk is full ({free:,} bytes free)"
-            raise ResourceError(what, folder, "make room, or set data.cache= to a larger disk") from error
-        raise
+        with explained(folder / key, probe=probe, remedy="make room, or set data.cache= to a larger disk"):
+            temporary.mkdir()
+            for name in ("image", "label", "valid", "raters"):
+                if (array := getattr(prepared, name)) is not None:
+                    np.save(temporary / f"{name}.npy", array)
+            np.save(temporary / "voxels.npy", voxels)
+            facts = asdict(prepared.inverse)
+            if prepared.raters is not None:
+                facts["raters"] = len(prepared.raters)
+            (temporary / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+            try:
+                os.rename(temporary, folder / key)
+            except OSError:
+                if not (folder / key).is_dir():  # otherwise another process made the same entry first
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _make(folder: Path) -> None:
-    """Create the folder and clear what crashed processes left in it a day or more ago."""
+    """Create the folder and clear what killed processes left in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot be created: {error.strerror}", folder, "set data.cache=") from error
-    for left in folder.glob(".*"):
-        try:
-            if left.is_dir() and time.time() - left.stat().st_mtime > _STALE_S:
-                shutil.rmtree(left, ignore_errors=True)
-        except OSError:
-            continue
+    owner.sweep(folder)

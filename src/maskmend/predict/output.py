@@ -18,6 +18,7 @@ import numpy as np
 from maskmend.data.atomic import atomic_write, write_text
 from maskmend.data.case import Case, Geometry
 from maskmend.data.images import LABEL_SUFFIXES, label_suffix, suffix_of, write_image, write_label
+from maskmend.data.owner import sweep
 from maskmend.errors import UsageError
 from maskmend.predict.restore import Restored
 
@@ -62,6 +63,7 @@ class Output:
         """
         targets = _targets(out, cases, save)
         _refuse_input(out, cases, targets)
+        sweep(*{path.parent for path in _paths(targets)})
         if suffix_of(out):
             return cls(targets, frozenset(_claim_file(targets, overwrite)))
         record = {} if overwrite else _read_record(out / RECORD)

@@ -166,6 +166,7 @@ class _Prediction:
             mirror=_mirror_axes(self.plan) if self.settings.mirror else (),
             device=self.device,
             tick=tick,
+            steady=True,
         )
         for probs in stream:
             self._write(self.waiting.popleft(), probs.numpy())

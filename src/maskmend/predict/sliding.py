@@ -72,11 +72,16 @@ def predict_many(
     device: str | torch.device = "cpu",
     tick: Callable[[int], None] | None = None,
     numbers: Iterable[int] | None = None,
+    steady: bool = False,
 ) -> Iterator[Tensor]:
     """Class probabilities of many images, in order; arguments as in `predict_array`.
 
     With `numbers`, one for each image, the predictor is also given `index=`, the number of each window's image,
     (B,) long.
+
+    With `steady` an image gets the same probabilities to the last bit whichever others are predicted in the same call,
+    as a prediction that goes on after a kill needs: convolutions sum in another order for batches of another size,
+    so batches shared by several images are filled up with zeros.
 
     Images of few windows are batched together, so that many small images cost what the predictor itself
     costs. An image of at least `batch` windows is finished before the next one is read: memory never holds
@@ -88,7 +93,8 @@ def predict_many(
 
     def flush() -> None:
         if pending:
-            _run(predictor, pending, flips, torch.device(device))
+            shared = steady and len(pending[0][0].windows) < batch
+            _run(predictor, pending, flips, torch.device(device), batch if shared else len(pending))
             if tick is not None:
                 tick(len(pending))
             pending.clear()
@@ -98,6 +104,8 @@ def predict_many(
     begin = partial(_Job.of, classes=classes, patch=patch, overlap=overlap)
     for job in map(begin, images, itertools.repeat(None) if numbers is None else numbers):
         queue.append(job)
+        if steady and len(job.windows) >= batch:
+            flush()
         for window in job.windows:
             pending.append((job, window))
             if len(pending) == batch:
@@ -182,14 +190,16 @@ def _run(
     pending: list[tuple[_Job, _Window]],
     flips: list[tuple[int, ...]],
     device: torch.device,
+    size: int,
 ) -> None:
     first = pending[0][0]
-    patches = torch.zeros(len(pending), first.image.shape[0], *first.patch)
-    for (job, window), out in zip(pending, patches, strict=True):
+    patches = torch.zeros(size, first.image.shape[0], *first.patch)
+    for (job, window), out in zip(pending, patches, strict=False):
         job.cut(window, out)
     patches = patches.to(device)
     if first.number is not None:
-        predictor = partial(predictor, index=torch.tensor([job.number for job, _ in pending], device=device))
+        numbers = [job.number for job, _ in pending] + [first.number] * (size - len(pending))
+        predictor = partial(predictor, index=torch.tensor(numbers, device=device))
     with torch.inference_mode():
         total: Tensor | None = None
         for axes in flips:
@@ -199,10 +209,10 @@ def _run(
             total = probs if total is None else total + probs
         assert total is not None  # the empty flip is always there
         total = (total / len(flips) if len(flips) > 1 else total).cpu()
-    expected = (len(pending), first.probs.shape[0], *first.patch)
+    expected = (size, first.probs.shape[0], *first.patch)
     if tuple(total.shape) != expected:
         raise ValueError(f"the predictor gave {tuple(total.shape)} where {expected} was expected")
-    for (job, window), probs in zip(pending, total, strict=True):
+    for (job, window), probs in zip(pending, total, strict=False):
         job.add(window, probs)
 
 

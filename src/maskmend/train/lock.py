@@ -7,9 +7,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from maskmend.data import owner
+from maskmend.data.atomic import explained
 from maskmend.errors import UsageError
 from maskmend.progress import message
 
@@ -24,62 +27,71 @@ def locked(folder: Path) -> Iterator[None]:
         UsageError: another process holds it, with its pid, host and start.
     """
     path = folder / NAME
-    _take(path)
+    with explained(path), _alone(folder):
+        _refuse_or_clear(path)
+        _write(path)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may have become read-only; a stale lock is recognised
+            path.unlink(missing_ok=True)
 
 
-def _take(path: Path) -> None:
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "born": _born(os.getpid()), "start": _now()}
-    for _ in range(3):
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            _remove_if_stale(path)
-            continue
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(mine, file)
-        return
-    raise UsageError("another process took the lock", path, "wait for it, or use another folder")
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other process look at the lock while this one decides: two could take over one stale lock.
 
-
-def _remove_if_stale(path: Path) -> None:
+    The system's lock lasts for the decision only. It would not do for the whole run: worker processes inherit it
+    and may outlive a killed run, and network drives often do not know it (then this does nothing).
+    """
     try:
-        holder = json.loads(path.read_text())
-        pid, host = int(holder["pid"]), holder["host"]
-    except FileNotFoundError:
+        import fcntl
+    except ImportError:  # Windows
+        yield
         return
-    except (ValueError, KeyError, TypeError):
-        holder, pid, host = {}, 0, socket.gethostname()  # killed while it wrote the lock
-    gone = host == socket.gethostname() and (
-        pid == 0 or (not Path(f"/proc/{pid}").exists() and not _alive(pid))
-    )
-    reused = host == socket.gethostname() and holder.get("born") and _born(pid) != holder["born"]
-    if not gone and not reused:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path) -> None:
+    pid = os.getpid()
+    facts = {"pid": pid, "host": socket.gethostname(), "born": owner.born(pid), "start": _now()}
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        raise UsageError(
+            "another process took the lock", path, "wait for it, or use another folder"
+        ) from None
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(facts, file)
+
+
+def _refuse_or_clear(path: Path) -> None:
+    holder = _holder(path)
+    if holder is None:
+        return
+    pid, host = holder["pid"], holder["host"]
+    if host != socket.gethostname() or (pid and owner.lives(pid, holder.get("born"))):
         fact = f"in use by process {pid} on {host} since {holder.get('start')}"
         raise UsageError(fact, path.parent, f"wait for it, or delete {path} if you know that it is gone")
     message(f"removing the stale lock of process {pid}, which is gone")
     path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def _holder(path: Path) -> dict[str, Any] | None:
+    """What the lock says of its process; pid 0 when that was killed while it wrote the lock."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _born(pid: int) -> str | None:
-    """When the process started, as the kernel counts; tells a process from a later one with its number."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
+        holder = json.loads(path.read_text())
+        return {**holder, "pid": int(holder["pid"]), "host": str(holder["host"])}
+    except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError):
+        return {"pid": 0, "host": socket.gethostname()}
 
 
 def _now() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +14,19 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch.optim import AdamW
-from torch.utils.data import DataLoader, Dataset
 
 from maskmend.config import Config
-from maskmend.data.augment import Choice, apply, choose
+from maskmend.data.augment import apply
 from maskmend.data.cache import Cache
 from maskmend.data.plan import Plan
-from maskmend.data.sampling import collate, draw, generator, trusted_case, trusted_places
 from maskmend.errors import DataError, Interrupted
 from maskmend.methods.base import Batch, Method, ramp
-from maskmend.progress import bar
+from maskmend.progress import bar, message
 from maskmend.train import checkpoint, engine
 from maskmend.train.memory import Memory
 from maskmend.train.metrics_file import MetricsFile
 from maskmend.train.revision import revise_all
+from maskmend.train.stream import Drawn, Stream, WorkerLost, loaded
 from maskmend.train.validation import Validation
 
 LOG_EVERY = 10
@@ -77,6 +76,7 @@ def fit(fabric: Fabric, job: Job) -> None:
         optimizer.load_state_dict(state["optimizer"])
         memory.switch(state["memory"])
         step = state["step"]
+        message(f"going on after step {step} of {train.steps}")
     training = _Training(fabric, job, method, wrapped, optimizer, memory, step)
     training.restore(state)
     training.go()
@@ -97,7 +97,7 @@ class _Training:
     ) -> None:
         self.fabric, self.job, self.train = fabric, job, job.config.train
         self.method, self.wrapped, self.optimizer, self.memory = method, wrapped, optimizer, memory
-        self.step = step
+        self.step, self.workers = step, self.train.workers
         self.batch = job.plan.batch
         self.metrics = MetricsFile(
             job.folder, step, enabled=fabric.global_rank == 0, tensorboard=self.train.tensorboard
@@ -203,11 +203,25 @@ class _Training:
             trusted=sorted(self.method.trusted_cases),
             trusted_share=self.method.trusted_share,
         )
-        loader = DataLoader(stream, batch_size=None, sampler=list(steps), num_workers=self.train.workers)
-        for batch, choices in loader:
+        for batch, choices in self._drawn(stream, steps):
             yield apply(_to(batch, self.fabric.device), choices)
 
+    def _drawn(self, stream: Stream, steps: range) -> Iterator[Drawn]:
+        """Batches of these steps; when a worker process is lost, the rest is drawn in this process."""
+        done = 0
+        try:
+            for drawn in loaded(stream, steps, self.workers):
+                yield drawn
+                done += 1
+        except WorkerLost as fault:
+            cases = ", ".join(stream.cases_of(steps[done]))
+            message(f"{fault} (before step {steps[done]}, cases {cases}); going on without workers")
+            self.workers = 0
+            yield from loaded(stream, steps[done:], 0)
+
     def _save(self) -> None:
+        self.memory.settle()
+        self.fabric.barrier()
         if self.fabric.global_rank == 0:
             self.metrics.flush()
             checkpoint.save(self.job.folder, self._state())
@@ -234,61 +248,6 @@ class _Training:
 
     def _request_stop(self) -> None:
         self.stop_requested = True
-
-
-class Stream(Dataset[tuple[Batch, list[Choice]]]):
-    """Batch number `step` of this process: a pure function of (seed, step, rank), whichever worker makes it.
-
-    Args:
-        job: what is trained.
-        memory: what the method remembers.
-        rank: number of this process.
-        world: how many processes there are.
-        trusted: numbers of the trusted cases.
-        trusted_share: share of each process's part of a batch that comes from them; the first places of it.
-    """
-
-    def __init__(
-        self,
-        job: Job,
-        memory: Memory,
-        rank: int,
-        world: int,
-        *,
-        trusted: Sequence[int] = (),
-        trusted_share: float = 0.0,
-    ) -> None:
-        self.job, self.memory, self.rank, self.world = job, memory, rank, world
-        self.trusted, self.share = trusted, trusted_share if trusted else 0.0
-
-    def __getitem__(self, step: int) -> tuple[Batch, list[Choice]]:
-        train, plan, cases = self.job.config.train, self.job.plan, len(self.job.cache)
-        samples, choices = [], []
-        numbers = range(step * plan.batch + self.rank, (step + 1) * plan.batch, self.world)
-        for place, number in enumerate(numbers):
-            epoch, index = divmod(number, cases)
-            sample = draw(
-                self.job.cache,
-                seed=train.seed,
-                epoch=epoch,
-                index=index,
-                patch=plan.patch,
-                foreground=train.foreground,
-                memory=self.memory,
-                case_number=self._trusted(step, place, len(numbers)),
-            )
-            samples.append(sample)
-            rng = generator(train.seed, epoch, index, "augment")
-            choices.append(choose(rng, plan.ndim, train.augment, plan.flips, voxel_mm=plan.spacing_mm))
-        return collate(samples), choices
-
-    def _trusted(self, step: int, place: int, size: int) -> int | None:
-        """The trusted case that takes this place of a batch, or None where the epoch's order decides."""
-        places = trusted_places(size, self.share)
-        if place >= places:
-            return None
-        turn = (step * self.world + self.rank) * places + place
-        return trusted_case(self.trusted, seed=self.job.config.train.seed, place=turn)
 
 
 def schedule(progress: float) -> float:
@@ -336,6 +295,8 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
         stop()
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGCHLD"):  # `stream.loaded` changes it
+        before[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:

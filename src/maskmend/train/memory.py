@@ -11,6 +11,8 @@ from typing import BinaryIO
 import numpy as np
 from torch import Tensor
 
+from maskmend.data.atomic import explained, to_disk
+
 IN_RAM = 1 << 30  # bytes up to which the version being made is also held in memory
 
 
@@ -30,6 +32,7 @@ class Memory:
         self.version: int | None = None
         self._maps: dict[int, np.ndarray] = {}
         self._making: _Writer | None = None
+        self._unsettled: Path | None = None  # written, perhaps not on disk yet
 
     def __call__(self, index: int) -> np.ndarray | None:
         """The map of one case, float16 (K, *P), or None before the first revision."""
@@ -45,6 +48,15 @@ class Memory:
         """Complete this process's part of the version in the making."""
         if self._making is not None:
             self._making.close()
+            self._unsettled = self._making.path
+
+    def settle(self) -> None:
+        """Flush this process's part of the served version, before a state that a power cut spares refers to it."""
+        if self._unsettled is not None:
+            for suffix in (".f16", ".json"):
+                to_disk(self._unsettled.with_suffix(suffix))
+            to_disk(self._unsettled.parent)
+            self._unsettled = None
 
     def switch(self, version: int | None) -> None:
         """Serve this version, whose parts are all complete, from now on."""
@@ -88,12 +100,14 @@ class _Writer:
         self._length = 0
 
     def add(self, index: int, array: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(array).tobytes())
+        with explained(self.path):
+            self._file.write(np.ascontiguousarray(array).tobytes())
         self._table.append((index, self._length, array.shape))
         self._length += array.size
         if 2 * self._length <= IN_RAM:
             self.held[index] = array
 
     def close(self) -> None:
-        self._file.close()
-        self.path.with_suffix(".json").write_text(json.dumps(self._table))
+        with explained(self.path):
+            self._file.close()
+            self.path.with_suffix(".json").write_text(json.dumps(self._table))

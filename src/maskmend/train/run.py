@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,8 +29,10 @@ from maskmend.data.case import Case, Dataset
 from maskmend.data.check import check
 from maskmend.data.dataset import split, with_raters
 from maskmend.data.fingerprint import Fingerprint, fingerprint
+from maskmend.data.owner import sweep
 from maskmend.data.plan import Plan, make_plan
 from maskmend.data.raters import Raters
+from maskmend.data.sidefile import load_json
 from maskmend.errors import UsageError
 from maskmend.methods.base import Method
 from maskmend.progress import message, track
@@ -44,6 +47,7 @@ MODEL, PLAN, CONFIG, FACTS, FINGERPRINT = (
     "run.json",
     "fingerprint.json",
 )
+Model = TypeVar("Model", bound=BaseModel)
 CHANGEABLE = (
     "train.steps", "train.workers", "train.threads", "train.checkpoint_every", "train.picture_every",
     "train.tensorboard", "device", "predict", "evaluate", "audit", "data.cache",
@@ -71,13 +75,12 @@ class Run:
             raise UsageError(
                 "not a run folder (no config.yaml and plan.json)", folder, "give the -o of `maskmend train`"
             )
-        facts = json.loads((folder / FACTS).read_text())
+        facts = load_json(folder / FACTS) if (folder / FACTS).is_file() else {}
         if facts.get("format") != FORMAT:
             raise UsageError(
                 f"has format {facts.get('format')!r}, this is {FORMAT!r}", folder, "update maskmend"
             )
-        plan = Plan.model_validate_json((folder / PLAN).read_text())
-        return cls(folder, load(folder / CONFIG, []), plan, facts)
+        return cls(folder, load(folder / CONFIG, []), _stored(Plan, folder / PLAN), facts)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -87,7 +90,7 @@ class Run:
     @property
     def fingerprint(self) -> Fingerprint:
         """What the training data looked like."""
-        return Fingerprint.model_validate_json((self.folder / FINGERPRINT).read_text())
+        return _stored(Fingerprint, self.folder / FINGERPRINT)
 
     def method(self) -> Method:
         """The trained method, in evaluation mode on the CPU. Only safetensors are read, never a pickle."""
@@ -107,7 +110,11 @@ class Run:
                 f"is a model of another program or version ({kind!r})", path, "safetensors of maskmend only"
             )
         method = build_method(self.config, self.plan)
-        method.load_state_dict(weights)
+        try:
+            method.load_state_dict(weights)
+        except RuntimeError as fault:
+            fact = f"does not fit {PLAN} and {CONFIG}: {str(fault).splitlines()[-1].strip()[:200]}"
+            raise UsageError(fact, path, "copy the whole run folder from its source") from fault
         return method.eval()
 
 
@@ -150,6 +157,7 @@ def train(
     methods.check_settings(method_class, method_settings(config))
     _claim(out, resume, overwrite)
     with lock.locked(out):
+        sweep(out, out / "pictures")
         return _train_locked(dataset, out, config, resume, list(command or sys.argv), watch, planned)
 
 
@@ -212,6 +220,7 @@ def _train_locked(
     if raters:
         run_facts["raters"] = list(raters.names)
     if resume and _refuse_changes(out, config, run_facts):
+        _tidy(out, config)
         return Run.open(out)
     write_text(out / CONFIG, dump(config))
     _write_json(out / FACTS, run_facts | {"status": "running"})
@@ -229,9 +238,14 @@ def _train_locked(
     engine.launch(
         fit, job, device=config.device, precision=config.train.precision, processes=config.train.processes
     )
+    _tidy(out, config)
+    return Run.open(out)
+
+
+def _tidy(out: Path, config: Config) -> None:
+    """Delete what only an unfinished run needs; a cache that was named may serve other runs."""
     if config.data.cache is None:
         shutil.rmtree(out / "cache", ignore_errors=True)
-    return Run.open(out)
 
 
 def _claim(out: Path, resume: bool, overwrite: bool) -> None:
@@ -338,7 +352,7 @@ def _planned(
     from dataclasses import replace
 
     if resume and (out / PLAN).exists():
-        return Plan.model_validate_json((out / PLAN).read_text())
+        return _stored(Plan, out / PLAN)
     if given:
         plan, facts = given
     else:
@@ -347,6 +361,17 @@ def _planned(
     write_text(out / FINGERPRINT, facts.model_dump_json(indent=1))
     write_text(out / PLAN, plan.model_dump_json(indent=1))
     return plan
+
+
+def _stored(kind: type[Model], path: Path) -> Model:
+    """What a run folder says about itself in JSON."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as fault:  # a ValidationError is a ValueError
+        lines = [line.strip() for line in str(fault).splitlines()[:3]]
+        raise UsageError(
+            f"is damaged: {'; '.join(lines)}", path, "copy the run again from its source"
+        ) from fault
 
 
 def _facts(config: Config, cache: Cache, command: list[str], cases: int, held_out: int) -> dict[str, Any]:
