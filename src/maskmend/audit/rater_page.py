@@ -28,7 +28,7 @@ SHOWN_CASES = 20
 SHOWN_PAIRS = 28
 PICTURES = 8
 _TILE = 220
-_ACROSS = 4  # tiles in a row of pictures
+_ACROSS = 5  # tiles in a row of pictures, at most
 _MOST_RATERS = 11
 
 READ = (
@@ -129,10 +129,11 @@ def dispute_table(report: RaterReport, shown: int = SHOWN_CASES) -> Table:
     rows = [_dispute_row(one) for one in report.disputes[:shown] if one.disputed]
     flat = all(one.place is None or len(one.place) == 2 for one in report.disputes)
     place = "x, y" if flat else "x, y, z"
-    columns = ["case", "closeness", "mean Dice", "voxels in dispute", "what to look at", f"where ({place})"]
+    columns = ["case", "closeness", "mean Dice", "in dispute", "what to look at", f"at {place}"]
     note = (
-        "Closeness of the vote: 0 where all agree, 1 where half stand against half everywhere. Where the vote is clear, a "
-        "consensus settles the matter; where it is close, only people can."
+        "Closeness of the vote: 0 where all agree, 1 where half stand against half everywhere. Where the vote is "
+        "clear, a consensus settles the matter; where it is close, only people can. In dispute: voxels on which not "
+        "all agree."
     )
     return Table(columns, rows, (1, 2, 3), note)
 
@@ -175,7 +176,7 @@ def _bias(one: RaterFigures, unit: str) -> str:
     return f"{one.name} draws {abs(one.offset.estimate):.2f} {unit} too {way} ({low:.2f} to {high:.2f})"
 
 
-def write_page(report: RaterReport, out: Path) -> tuple[Path, Path]:
+def write_page(report: RaterReport, out: Path | str) -> tuple[Path, Path]:
     """Write `raters.html` and `raters.json` into a folder; the page stands alone and can be mailed.
 
     Returns:
@@ -183,7 +184,7 @@ def write_page(report: RaterReport, out: Path) -> tuple[Path, Path]:
     """
     from maskmend.data.atomic import write_text
 
-    root = report.dataset.root
+    out, root = Path(out), report.dataset.root
     first, *rest = page_sections(report)
     lead, first = sentences(report)[:2], replace(first, text=sentences(report)[2:])
     title = f"Raters of {root.stem if root.is_file() else root.name}"
@@ -305,7 +306,9 @@ def _tiles(plane: Plane, names: Sequence[str], classes: int) -> np.ndarray:
         tile(plane, box, _TILE, mask=name, colours=colours, numbers=numbers, caption=name) for name in names
     ]
     row.append(tile(plane, box, _TILE, heat=True, caption="where they differ"))
-    return mosaic([row[i : i + _ACROSS] for i in range(0, len(row), _ACROSS)])
+    rows = -(-len(row) // _ACROSS)
+    across = -(-len(row) // rows)  # 8 tiles make 4 + 4, not 5 + 3
+    return mosaic([row[i : i + across] for i in range(0, len(row), across)])
 
 
 def _image_of(paths: tuple[Path, ...], dataset: Any, shape: tuple[int, ...]) -> np.ndarray:
