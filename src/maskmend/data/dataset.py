@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,8 @@ def find_cases(
     """
     path = Path(path)
     root, kind = _located(path, layout, need_labels)
-    side = load_side(root if root.is_dir() else root.parent)
+    folder = root if root.is_dir() else root.parent
+    side = load_side(folder)
     names = tuple(channels or side.channels or ())
     found = _searched(root, kind, len(names) or None)
     if not found.cases:
@@ -72,7 +74,8 @@ def find_cases(
         raise UsageError("one rater and several were asked for", "data.rater, data.raters", "leave one out")
     cases = _of_raters(cases, raters, root) if raters else _of_rater(cases, rater, root, need_labels)
     _check_pairs(cases, found.orphans, root, need_labels, need_images)
-    values, unlabelled = _classes(labels or side.labels or found.labels)
+    source = "data.labels" if labels else folder / (SIDE_NAME if side.labels else DATASET_NAME)
+    values, unlabelled = _classes(labels or side.labels or found.labels, source)
     return Dataset(
         root,
         kind,
@@ -89,7 +92,7 @@ def _located(path: Path, layout: str | None, need_labels: bool) -> tuple[Path, s
     if layout is not None and layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS, "data.layout")
     root = path.expanduser().resolve()
-    if not root.exists():
+    if not os.path.exists(root):
         raise _nothing(path, "does not exist")
     if root.is_file() and root.name in (DATASET_NAME, SIDE_NAME):
         root = root.parent
@@ -153,7 +156,7 @@ def _completed(cases: Iterable[Case], side: SideFile, root: Path) -> list[Case]:
                 raise unknown(f"case in {key!r}", name, known, folder / SIDE_NAME)
     raters = {}
     for name, place in side.raters.items():
-        if not (folder / place).is_dir():
+        if not os.path.isdir(folder / place):
             raise DataError(f"the folder {place} of the rater {name!r} does not exist", folder / SIDE_NAME)
         raters[name] = image_files(folder / place)
     return [_with_side(case, side, raters, folder) for case in cases]
@@ -161,7 +164,7 @@ def _completed(cases: Iterable[Case], side: SideFile, root: Path) -> list[Case]:
 
 def _with_side(case: Case, side: SideFile, raters: Mapping[str, Mapping[str, Path]], folder: Path) -> Case:
     mask = side.ignore_masks.get(case.id)
-    if mask and not (folder / mask).is_file():
+    if mask and not os.path.isfile(folder / mask):
         raise DataError(f"the ignore mask {mask} of {case.id} does not exist", folder / SIDE_NAME)
     return replace(
         case,
@@ -280,15 +283,17 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
-def _classes(labels: Mapping[str, int]) -> tuple[dict[str, int], int | None]:
+def _classes(labels: Mapping[str, int], source: object) -> tuple[dict[str, int], int | None]:
     """Classes sorted by value with background first, and the value of a class called "ignore"."""
     values = dict(labels)
     unlabelled = values.pop("ignore", None)
     twice = {v for v in values.values() if list(values.values()).count(v) > 1}
     if twice:
-        raise UsageError(f"two classes have the value {min(twice)}", "data.labels", "one value per class")
+        raise UsageError(f"two classes have the value {min(twice)}", source, "one value per class")
     if values and min(values.values()) < 0:
-        raise UsageError(f"a class has the negative value {min(values.values())}", "data.labels")
+        raise UsageError(f"a class has the negative value {min(values.values())}", source)
+    if values and max(values.values()) >= 2**31:
+        raise UsageError(f"a class has the value {max(values.values())}", source, "use small numbers")
     if values and 0 not in values.values():
         values["background"] = 0
     return dict(sorted(values.items(), key=lambda item: item[1])), unlabelled

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import mmap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maskmend.data.formats import Header, Limits, guard_size, placed, sniff
-from maskmend.errors import DataError, UsageError
+from maskmend.errors import DataError, UsageError, UserError
 
+_PREAMBLE = 132  # bytes before the first element, "DICM" included
+_DEFLATED = (
+    "1.2.840.10008.1.2.1.99"  # the whole header compressed: pydicom would unpack it however large it gets
+)
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -21,15 +30,34 @@ def is_series(folder: Path) -> bool:
 
 def read_header(path: Path, limits: Limits) -> Header:
     """Shape and spacing of the series, from the headers of all its files."""
-    return _described(_slices(path), path, limits)
+    with _damage(path):
+        return _described(_slices(path), path, limits)
 
 
 def read(path: Path, limits: Limits) -> tuple[np.ndarray, Header]:
     """All voxels in the scanner's units (CT: Hounsfield), (1, D, H, W) float32; one file gives (1, H, W)."""
-    slices = _slices(path)
-    header = _described(slices, path, limits)
-    volume = np.stack([_pixels(file) for file, _ in slices])
+    with _damage(path):
+        slices = _slices(path)
+        header = _described(slices, path, limits)
+        volume = np.stack([_pixels(file) for file, _ in slices])
+        if volume.size != prod(header.shape):
+            fact = f"holds {volume.size:,} pixels where its header claims {header.shape}"
+            raise DataError(fact, path, "copy it again from its source")
     return volume.reshape(1, *header.shape), header
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What damaged or missing elements lead to, as one error: pydicom and its values raise many kinds."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom remarks on elements nobody needs, with their values
+            yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        fact = f"the DICOM header is damaged ({type(error).__name__})"
+        raise DataError(fact, path, "export it again, or convert it to NIfTI first") from error
 
 
 def _pydicom() -> Any:
@@ -43,7 +71,6 @@ def _pydicom() -> Any:
 
 def _slices(path: Path) -> list[tuple[Path, Any]]:
     """Files and headers of one series in the order of space."""
-    pydicom = _pydicom()
     files = [path]
     if path.is_dir():
         files = sorted(
@@ -55,7 +82,9 @@ def _slices(path: Path) -> list[tuple[Path, Any]]:
         if file.stat().st_size == 0:
             raise DataError("empty file", file, "copy it again from its source")
         try:
-            found.append((file, pydicom.dcmread(file, stop_before_pixels=True)))
+            found.append((file, _parsed(file, pixels=False)))
+        except (UserError, MemoryError):
+            raise
         except Exception as error:  # pydicom raises many kinds for a damaged file
             raise DataError(
                 f"cannot be read as DICOM ({type(error).__name__})", file, "copy it again"
@@ -66,6 +95,20 @@ def _slices(path: Path) -> list[tuple[Path, Any]]:
     if len(found) == 1:
         return found
     return _sorted(found, path)
+
+
+def _parsed(file: Path, *, pixels: bool) -> Any:
+    """One file's elements. Mapped, since a read beyond the end would else allocate what a length claims."""
+    pydicom = _pydicom()
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        content.seek(_PREAMBLE)
+        meta = pydicom.filereader.read_dataset(content, False, True, stop_when=lambda tag, *_: tag.group > 2)
+        if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
+            raise DataError(
+                "its header is compressed (deflated)", file, "convert it with dcm2niix or gdcmconv"
+            )
+        content.seek(0)
+        return pydicom.dcmread(content, stop_before_pixels=not pixels)
 
 
 def _one_series(headers: list[Any], path: Path) -> None:
@@ -143,8 +186,10 @@ def _lps_affine(first: Any, last: Any, count: int, row_mm: float, column_mm: flo
 def _pixels(file: Path) -> np.ndarray:
     """One slice with its own rescaling (PET changes it from slice to slice)."""
     try:
-        data = _pydicom().dcmread(file)
+        data = _parsed(file, pixels=True)
         stored = data.pixel_array
+    except (UserError, MemoryError):
+        raise
     except Exception as error:
         text = str(error)
         if any(word in text for word in ("less than", "expected", "Unexpected end", "end of file")):

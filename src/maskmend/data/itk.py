@@ -13,6 +13,10 @@ from maskmend.data.case import Geometry
 from maskmend.data.formats import Header, Limits, guard_size, inflate, placed, spatial_axes, suffix_of
 from maskmend.errors import DataError, UsageError
 
+_AGAIN = "export it again"
+_HEADER_BYTES = 1 << 16
+_LONGEST_LINE = 1000  # SimpleITK's own reader has room for 1023
+_MOST_AXES, _MOST_CHANNELS = 5, 1024
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK counts towards left and posterior, NIfTI the other way
 
 
@@ -67,6 +71,9 @@ def _simpleitk() -> Any:
 
 def _information(path: Path) -> Any:
     sitk = _simpleitk()
+    with path.open("rb") as file:
+        fields, _ = _text_header(file.read(_HEADER_BYTES), path)
+    _check_fields(fields, path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -106,6 +113,37 @@ def _described(reader: Any, path: Path, limits: Limits) -> Header:
     return placed(header, _TO_RAS @ affine, tuple(spacing[:ndim][::-1]), path, limits)
 
 
+def _check_fields(fields: dict[str, str], path: Path) -> None:
+    """Counts of numbers that SimpleITK trusts: with wrong ones it may read beyond its memory and crash."""
+    meta = suffix_of(path) == ".mha"
+    ndim = _whole(fields.get("ndims" if meta else "dimension", ""))
+    sizes = fields.get("dimsize" if meta else "sizes", "").split()
+    if not 1 <= ndim <= _MOST_AXES or len(sizes) != ndim or not all(_whole(size) > 0 for size in sizes):
+        raise DataError(f"the header is damaged: {ndim} axes of sizes {' '.join(sizes)[:60]!r}", path, _AGAIN)
+    counts = dict.fromkeys(("elementspacing", "elementsize", "offset", "position", "origin"), ndim)
+    counts |= dict.fromkeys(("transformmatrix", "rotation", "orientation"), ndim * ndim)
+    counts |= {"centerofrotation": ndim, "elementnumberofchannels": 1, "headersize": 1}
+    for name, count in counts.items() if meta else ():
+        words = fields.get(name, "").split()
+        if words and (len(words) != count or not all(map(_is_number, words))):
+            raise DataError(f"the header is damaged: {name} is {' '.join(words)[:60]!r}", path, _AGAIN)
+    if _whole(fields.get("elementnumberofchannels", "1")) not in range(1, _MOST_CHANNELS + 1):
+        raise DataError(f"claims {fields['elementnumberofchannels'][:20]} channels", path, _AGAIN)
+
+
+def _whole(text: str) -> int:
+    """A number of up to nine digits, else -1."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return len(text) <= 40
+
+
 def _verify(path: Path, expected: int) -> None:
     """SimpleITK reads a cut file without an error and fills it with zeros, so bytes are counted first."""
     raw = path.read_bytes()
@@ -126,14 +164,16 @@ def _verify(path: Path, expected: int) -> None:
 def _text_header(raw: bytes, path: Path) -> tuple[dict[str, str], int]:
     """Lower-case fields and the byte where voxels begin; voxels in a second file are refused."""
     if suffix_of(path) == ".mha":
-        match = re.search(rb"^ElementDataFile\s*=\s*(\S+)[^\n]*\n", raw[: 1 << 16], re.M)
+        match = re.search(rb"^ElementDataFile\s*=\s*(\S+)[^\n]*\n", raw[:_HEADER_BYTES], re.M)
         separator, local = "=", bool(match) and match is not None and match.group(1) == b"LOCAL"
     else:
-        match = re.search(rb"\r?\n\r?\n", raw[: 1 << 16])
+        match = re.search(rb"\r?\n\r?\n", raw[:_HEADER_BYTES])
         separator, local = ":", match is not None
     if match is None:
         raise DataError("ends early: the header is not complete", path, "copy it again from its source")
     lines = raw[: match.end()].decode("latin-1").splitlines()
+    if any(len(line) > _LONGEST_LINE for line in lines):
+        raise DataError("the header is damaged: a line without end", path, _AGAIN)
     pairs = (line.partition(separator) for line in lines if separator in line and not line.startswith("#"))
     fields = {key.strip().lower().replace(" ", ""): value.strip().lower() for key, _, value in pairs}
     if not local or "datafile" in fields:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,11 +173,11 @@ def find_msd(root: Path, channels: int | None) -> Found:
     labels, ignore = declared_labels(content, path)
     training = [_msd_case(root, entry, "train") for entry in content.get("training") or []]
     test = [_msd_case(root, entry, "test") for entry in content.get("test") or []]
-    absent = [str(file) for case in training + test for file in case.images if not file.exists()]
+    absent = [str(file) for case in training + test for file in case.images if not os.path.exists(file)]
     if absent:
         raise DataError(f"{len(absent)} images are listed but missing: {', '.join(absent[:_LISTED])}", path)
     cases = tuple(
-        replace(case, label=case.label if case.label and case.label.is_file() else None)
+        replace(case, label=case.label if case.label and os.path.isfile(case.label) else None)
         for case in training + test
     )
     return Found(cases, labels, declared_channels(content), ignore)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,9 +51,14 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    columns = [name.strip().lower() for name in reader.fieldnames or []]
-    reader.fieldnames = columns
-    rows = [{k: (v or "").strip() for k, v in row.items() if isinstance(k, str)} for row in reader]
+    try:
+        columns = [name.strip().lower() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
+        rows = [{k: (v or "").strip() for k, v in row.items() if isinstance(k, str)} for row in reader]
+    except csv.Error as error:
+        raise UsageError(
+            f"is no table: {error}", f"{path} line {reader.line_num}", "save it as CSV"
+        ) from error
     return columns, rows
 
 
@@ -108,7 +114,7 @@ def _channel_order(key: str) -> tuple[int, str]:
 
 def _existing(path: Path, name: str, where: str) -> Path:
     file = path.parent / name
-    if not file.exists():
+    if not os.path.exists(file):  # False, too, for a name that no file system takes
         raise DataError(f"the file {name} does not exist", where, "paths are relative to the CSV file")
     return file
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,8 @@ def _read_tiff(path: Path, limits: Limits, indices: bool) -> tuple[np.ndarray, H
     with _tiff(path) as file:
         header, colour, space = _tiff_header(file, path, limits)
         pixels = _tiff_pixels(file, path)
+        if not pixels.size or pixels.size % prod(header.shape):
+            raise DataError(f"holds {pixels.size:,} pixels where its header claims {header.shape}", path)
         array = np.transpose(pixels, [*colour, *space, *_others(pixels.ndim, colour + space)])
         array = array.reshape(-1, *header.shape)
         page = file.series[0].keyframe

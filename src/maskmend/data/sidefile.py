@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from maskmend.errors import DataError, UsageError, unknown
 
 SIDE_NAME, DATASET_NAME = "maskmend.json", "dataset.json"
+_WHOLE = re.compile(r"-?[0-9]{1,10}")
 
 
 class SideFile(BaseModel):
@@ -59,16 +61,20 @@ def load_side(root: Path) -> SideFile:
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise unknown("key", key, SideFile.model_fields, path) from error
-        raise UsageError(f"{key}: {first['msg']}, got {first['input']!r}", path) from error
+        raise UsageError(f"{key}: {first['msg']}, got {_short(first['input'])}", path) from error
 
 
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, with the line where it is broken."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(content, ensure_ascii=False).encode()  # half a character cannot be a name, nor be written
     except json.JSONDecodeError as error:
         raise UsageError(f"line {error.lineno} is no valid JSON: {error.msg}", path) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, nested too deep, a number of thousands of digits
         raise UsageError("is no valid JSON text", path) from error
     if not isinstance(content, dict):
         raise UsageError("holds no JSON object", path, "it starts with { and ends with }")
@@ -82,13 +88,16 @@ def declared_labels(content: Mapping[str, Any], path: Path) -> tuple[dict[str, i
         DataError: region-based classes (several values under one name), which maskmend does not learn.
     """
     labels: dict[str, int] = {}
-    for key, value in (content.get("labels") or {}).items():
+    given = content.get("labels") or {}
+    if not isinstance(given, dict):
+        raise DataError(f'"labels" is {_short(given)}', path, 'e.g. {"background": 0, "liver": 1}')
+    for key, value in given.items():
         if isinstance(value, list):
             remedy = f"give one value per class in {SIDE_NAME} or data.labels="
-            raise DataError(f"the class {key!r} is a region of several values {value}", path, remedy)
+            raise DataError(f"the class {key!r} is a region of several values {_short(value)}", path, remedy)
         name, number = (value, key) if isinstance(value, str) and _is_whole(key) else (key, value)
         if not _is_whole(number):
-            raise DataError(f"the class {name!r} has the value {number!r}, not a whole number", path)
+            raise DataError(f"the class {name!r} has the value {_short(number)}, not a whole number", path)
         labels[str(name)] = int(number)
     ignore = labels.pop("ignore", None)
     return labels, ignore
@@ -105,4 +114,10 @@ def declared_channels(content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _is_whole(value: Any) -> bool:
-    return str(value).lstrip("-").isdigit() and not isinstance(value, bool | float)
+    return isinstance(value, int | str) and bool(_WHOLE.fullmatch(str(value))) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    """A value as it is written, cut where it is long: it may be anything."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -103,13 +103,13 @@ def read_noise(spec: str) -> str | dict[str, Any]:
 
 
 def _content(path: Path) -> Any:
-    import yaml
+    from maskmend.config_text import parse
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"), path)[0]
     except FileNotFoundError:
         remedy = "give a file, or a preset of `maskmend corrupt --list`"
         raise UsageError("does not exist", path, remedy) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot be read: {error}", path, f"it holds a noise, {_FORM}") from None
     return content if isinstance(content, dict) else {}
