@@ -12,8 +12,10 @@ from maskmend.appearance import (
     FOLDS,
     PLACES,
     RIDGE,
+    OutlineModel,
     _blur,
     _fourier,
+    explained,
     image_support,
     outline_looks,
     unexplained,
@@ -115,6 +117,57 @@ def test_blur_is_scipys(scale: float) -> None:
     truncate = (round(2.5 * scale) + 0.01) / scale
     expected = [ndimage.gaussian_filter(c, scale, mode="nearest", truncate=truncate) for c in image.numpy()]
     np.testing.assert_allclose(_blur(image, scale).numpy(), np.stack(expected), atol=1e-5)
+
+
+def test_only_believed_outlines_are_learnt_from() -> None:
+    """Leaving cases out by belief is leaving them out; other outlines of the same cases are judged by the same fit."""
+    looks, other = outlines(0)[:20], outlines(3)[:20]
+    believed = torch.ones(20)
+    believed[5:10] = 0
+    model = OutlineModel(looks)
+    both = model.errors(believed, torch.cat([looks])), model.errors(believed, other)
+    waves = model.waves.numpy()
+    side = np.r_[np.ones(PLACES), -np.ones(PLACES)]
+    for i in (0, 7, 19):
+        learnt = [j for j in range(20) if j % FOLDS != i % FOLDS and not 5 <= j < 10]
+        left = np.concatenate([*waves[learnt], np.sqrt(RIDGE) * np.eye(waves.shape[2])])
+        right = np.concatenate([*[side] * len(learnt), np.zeros(waves.shape[2])])
+        weights = np.linalg.lstsq(left, right, rcond=None)[0]
+        assert both[0][i].item() == pytest.approx(np.mean((waves[i] @ weights - side) ** 2), rel=1e-4)
+        theirs = model._waves(other[i : i + 1])[0].numpy()
+        assert both[1][i].item() == pytest.approx(np.mean((theirs @ weights - side) ** 2), rel=1e-4)
+
+
+def test_believing_one_outline_alone() -> None:
+    model = OutlineModel(outlines(0)[:12])
+    waves, side = model.waves.numpy(), np.r_[np.ones(PLACES), -np.ones(PLACES)]
+    weights = np.linalg.solve(waves[3].T @ waves[3] + RIDGE * np.eye(waves.shape[2]), waves[3].T @ side)
+    np.testing.assert_allclose(model.alone()[3].numpy(), ((waves @ weights - side) ** 2).mean(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sound", [60, 40, 20])
+def test_the_convention_that_images_explain_is_found_even_when_most_masks_are_wrong(sound: int) -> None:
+    flawed = 80 - sound
+    looks = torch.cat([outlines(0, count=sound), outlines(3, count=flawed, seed=1)])
+    mixed = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    share = explained(looks[mixed])[torch.argsort(mixed)]
+    assert share[:sound].mean() > 0.9
+    assert share[sound:].mean() < 0.1
+
+
+def test_one_convention_is_one_convention() -> None:
+    assert explained(outlines(0, count=60)).min() == 1
+    assert explained(outlines(0, count=19)).tolist() == [1] * 19  # too few to tell
+    looks = torch.cat([outlines(0, count=40), torch.zeros(5, 2 * PLACES, FEATURES)])
+    assert explained(looks).tolist() == [1] * 45  # without an outline nothing is said of it
+
+
+def test_more_cases_than_are_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = torch.cat([outlines(0, count=60), outlines(3, count=40, seed=1)])
+    whole = explained(looks)
+    monkeypatch.setattr("maskmend.appearance.MOST", 50)
+    part = explained(looks)
+    assert ((part > 0.5) == (whole > 0.5)).float().mean() > 0.97
 
 
 @pytest.mark.parametrize("kind", ["dilate", "erode"])

@@ -56,3 +56,11 @@ def test_who_cannot_be_compared() -> None:
     assert mixed_states([row("a", "1", "x"), row("b", "1", "y"), row("a", "1", "x"), row("c")]) == []
     assert mixed_states([row("a", "1", "x"), row("b", "1", "y"), row("a", "1", "z")]) == ["a"]
     assert mixed_states([row("a", "1", "x"), row("b", "2", "y")]) == ["all methods"]
+
+
+def test_what_only_one_method_builds_on_is_its_own(sources: Path) -> None:
+    before = {name: code_state(name) for name in ("pint", "pint_posterior")}
+    changed(sources / "mixture.py", "ROUNDS = 40", "ROUNDS = 41")  # used through appearance, too
+    assert code_state("pint") == before["pint"]
+    assert code_state("pint_posterior")[0] == before["pint_posterior"][0]
+    assert code_state("pint_posterior")[1] != before["pint_posterior"][1]

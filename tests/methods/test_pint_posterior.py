@@ -135,12 +135,15 @@ def numpy_target(method: PintPosterior, batch: dict, keep_scale: float) -> tuple
         for i in range(len(p))
     ]
     teacher = np.clip((np.array(expected) - 0.5) / 0.3, 0, 1)
-    image = np.where(batch["trusted"].numpy(), 1, 1 - (1 - q) * teacher)[:, None, None]
+    flawed = np.where(batch["trusted"].numpy(), 0, 1 - q)
+    replaced = flawed * teacher * method.replaceable.double().numpy()
+    image = (1 - replaced)[:, None, None]
     u = -(p * np.log(p)).sum(1) / np.log(3)
     p_y = (p * given).sum(1)
     pixel = 1 - (1 - u) * (1 - p_y) if method.pixel_level else 1.0
     keep = 1 - keep_scale * (1 - image * pixel)
-    weight = batch["valid"].numpy() * (method.pseudo_weight + (1 - method.pseudo_weight) * keep)
+    of_image = 1 - (1 - method.pseudo_weight) * flawed
+    weight = batch["valid"].numpy() * (1 - keep_scale * (1 - of_image[:, None, None]))
     return keep[:, None] * given + (1 - keep[:, None]) * p, weight
 
 
@@ -155,6 +158,7 @@ def test_target_and_weight_follow_the_formula(
     batch["memory"] = (2.5 * one_hot(batch["label"], 3) + batch["memory"]).log_softmax(1).exp()
     batch["trusted"][1] = True
     method.image_posterior = torch.tensor([0.9, 0.2, 0.0, 0.5])
+    method.replaceable = torch.tensor([1.0, 0.9, 0.8, 0.0])
     method.scale, method.bias = torch.tensor([1.7]), torch.tensor([0.0, 0.3, -0.2])
     seen: list[torch.Tensor] = []
 

@@ -11,16 +11,16 @@ from typing import Any
 
 SOURCES = Path(__file__).parents[1]
 ROOMS = ("data", "noise", "predict", "train")
-FILES = ("appearance.py", "losses.py", "mixture.py", "networks.py", "robust_losses.py", "methods/base.py")
+FILES = ("losses.py", "networks.py", "robust_losses.py", "methods/base.py")
 
 
 def code_state(method: str) -> list[str]:
-    """Hashes of the code that decides outcomes: what all methods share, and the method's own file.
+    """Hashes of the code that decides outcomes: what all methods share, and what the method alone goes by.
 
     Comments, layout and docstrings do not count. A method of the user's own has none: its key tells.
     """
     own = SOURCES / "methods" / f"{method}.py"
-    return [_shared(), _hashed([own]) if own.is_file() else ""]
+    return [_shared(), _hashed(_with_helpers(own)) if own.is_file() else ""]
 
 
 def mixed_states(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -40,6 +40,19 @@ def _shared() -> str:
     return _hashed(
         [*rooms, *(SOURCES / name for name in FILES), *sorted((SOURCES / "methods").glob("_[a-z]*.py"))]
     )
+
+
+def _with_helpers(own: Path) -> list[Path]:
+    """The method's file and the files directly below the package that it builds on and that are not shared."""
+    found, waiting = [own], [own]
+    while waiting:
+        tree = ast.parse(waiting.pop().read_text(encoding="utf-8"))
+        modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        for file in (SOURCES / f"{name.removeprefix('maskmend.')}.py" for name in sorted(modules)):
+            if file.parent == SOURCES and file.is_file() and file.name not in FILES and file not in found:
+                found.append(file)
+                waiting.append(file)
+    return found
 
 
 def _hashed(files: Iterable[Path]) -> str:

@@ -7,7 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from maskmend.appearance import PLACES, image_support, outline_looks
+from maskmend.appearance import (
+    INDEPENDENT,
+    LEAST_CASES,
+    PLACES,
+    OutlineModel,
+    explained,
+    image_support,
+    outline_looks,
+)
 from maskmend.losses import ce_dice, one_hot
 from maskmend.methods.base import (
     Batch,
@@ -23,33 +31,39 @@ from maskmend.mixture import Groups
 SAMPLED = 128  # voxels per case on which the teacher is calibrated
 CALIBRATED_ON = 8000  # voxels of all cases together
 TINY = 1e-4
+LEAST_ACCUSED = 0.05  # P(flawed) from which on the teacher's outline is compared with the given one
+LEAST_GAIN = 0.1  # share of an outline that the teacher's must explain better to take the given one's place
 
 
 class PintPosterior(EmaMethod):
-    """Believe the masks that share one way of drawing; learn the others from the teacher, set to that way.
+    """Believe the masks whose outlines the images explain; learn the others from the teacher, set to their convention.
 
     Uncertainty alone fails twice: a clean boundary is unsure too, and a teacher trained on masks that are
-    half of them drawn too large predicts a boundary in between, equally far from the good and the bad. What
-    does separate them is the *signed* distance between a mask's boundary and the teacher's: good masks agree
-    on it to a fraction of a voxel whatever the teacher's own bias, flawed ones scatter. So
+    half of them drawn too large predicts a boundary in between, equally far from the good and the bad. Two things
+    do separate them. The looks of the image beside a sound outline return beside other sound outlines, those beside
+    a flawed one do not; this needs no teacher. And the *signed* distance between a mask's boundary and the teacher's:
+    good masks agree on it to a fraction of a voxel whatever the teacher's own bias, flawed ones scatter. So
 
     1. the teacher looks at every whole case once per epoch; its predictions are averaged over the epochs
        (temporal ensembling: K passes for the price of one forward pass per image and epoch);
-    2. per case and class, the signed offset (mean thickness between the two boundaries, in voxels) and the
-       disagreement that remains once volumes are matched are measured;
-    3. the cases fall into groups of like offset (see `Groups`); the shared convention is the one that
-       is dense and whose outlines the image explains (see `maskmend.appearance`); within it those with much left
-       disagreement are set apart, and every image gets the posterior `q` of being neither;
+    2. at the first look, every image gets the posterior `q` that its outline is one the images explain (see
+       `maskmend.appearance.explained`);
+    3. where the images tell no two conventions apart, the teacher does: per case and class, the signed offset (mean
+       thickness between the two boundaries, in voxels) and the disagreement that remains once volumes are matched
+       are measured; cases fall into groups of like offset (see `Groups`), the shared convention is the one that
+       is dense and whose outlines the images explain, within it those with much left disagreement are set apart,
+       and `q` is the posterior of being neither, unless the image sides with the mask;
     4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the cases that follow it;
-    5. each voxel learns `w y + (1 - w) p`, `w = q (1 - (1 - u)(1 - p_y))`: the given label unless the image does
-       not follow the convention, or the calibrated teacher is sure (low entropy `u`) and contradicts it. Where
-       the teacher itself is unsure of an image (a hard one), `q` is raised: it has nothing better to offer.
+    5. each voxel learns `w y + (1 - w) p`, `w = 1 - (1 - q) r`: the given label unless the image does not follow the
+       convention and the teacher can do better (`r`: its outline is explained better than the given one, and it is
+       sure of its own Dice). Images that do not follow the convention weigh `pseudo_weight`.
 
     When all masks follow one convention there is one group, and when no group stands out none is chosen: `q` is
     then 1 and the image level does nothing.
 
-    The assumption, to be known by every user: the masks that agree best with one another are right, because
-    sound masks repeat one convention and flaws scatter. A flaw that most masks repeat to the voxel is learnt.
+    The assumption, to be known by every user: sound masks repeat one convention that the images explain, and flaws
+    scatter or cut through tissue that looks the same on both sides. A flaw that most masks repeat and that follows
+    edges of its own (a rim drawn one voxel too far inside) is learnt.
 
     Args:
         make_network: builds one network.
@@ -59,7 +73,7 @@ class PintPosterior(EmaMethod):
         image_level: weigh images by `q`.
         pixel_level: weigh voxels by the noise posterior.
         calibrate: set the teacher to the shared convention before it is used as pseudo label.
-        appearance: let the image speak in the choice of the convention, not only the masks.
+        appearance: let the images speak, not only masks and teacher; without it step 2 is left out.
         pseudo_weight: weight of an image that is learnt from its pseudo label, relative to one learnt from its given
             label, in [0, 1]; 0 leaves flawed images out.
         range_voxels: width of the uniform that takes masks of no group, > 0; wider is more forgiving.
@@ -103,9 +117,12 @@ class PintPosterior(EmaMethod):
         self.strength = within("strength", strength, 0, 1)
         self.offsets = Groups(width=self.range_voxels, least_sd=0.1)
         self.residuals = Groups(width=3.0, least_sd=0.15, most=2, lowest=True)
-        for name in ("image_posterior", "scale", "bias"):
+        for name in ("explained", "accused", "image_posterior", "replaceable", "scale", "bias"):
             self.register_buffer(name, torch.zeros(0))
+        self.explained: Tensor
+        self.accused: Tensor
         self.image_posterior: Tensor
+        self.replaceable: Tensor
         self.register_buffer("classes", torch.zeros((), dtype=torch.long))
         self.classes: Tensor
         self.scale: Tensor
@@ -118,11 +135,12 @@ class PintPosterior(EmaMethod):
         if "memory" not in batch or not len(self.image_posterior):
             return StepOutput(ce_dice(logits, given, valid))
         probs = self._calibrated(batch["memory"])
-        image_trust = self._image_trust(probs, batch["index"], batch["trusted"])
+        image_trust, image_weight = self._image_trust(probs, batch["index"], batch["trusted"])
         trust = image_trust.view(-1, *[1] * (valid.ndim - 1)) * self._pixel_trust(probs, batch["label"])
-        keep = 1 - self.strength * ramp(progress, self.warmup, self.warmup + 0.1) * (1 - trust)
+        moved = self.strength * ramp(progress, self.warmup, self.warmup + 0.1)
+        keep = 1 - moved * (1 - trust)
         target = torch.lerp(probs, given, keep.unsqueeze(1))
-        weight = valid * (self.pseudo_weight + (1 - self.pseudo_weight) * keep)
+        weight = valid * (1 - moved * (1 - image_weight.view(-1, *[1] * (valid.ndim - 1))))
         logs: dict[str, Tensor | float] = {"image_trust": image_trust.mean()}
         if self.pixel_level:
             logs["voxel_trust"] = (trust * valid).sum() / valid.sum().clamp_min(1)
@@ -147,28 +165,40 @@ class PintPosterior(EmaMethod):
         given = one_hot(label[None], len(probs))[0]
         features = mask_features(averaged * valid, given * valid)
         self.classes.fill_(len(probs))
+        size = self._looks_size(len(probs))
         if memory is None:  # image and label stay as they are: looked at once
             looks = outline_looks(image, (label > 0) & valid, valid).flatten()
         else:
-            looks = self.case_state[index, : self._looks_size(len(probs))].to(probs)
+            looks = self.case_state[index, :size].to(probs)
+        own = torch.zeros_like(looks)
+        if len(self.accused) and self.accused[index] > LEAST_ACCUSED:  # else it is not asked for
+            fitted = self._calibrated(averaged[None])[0]
+            own = outline_looks(image, (fitted[1:].amax(0) > fitted[0]) & valid, valid).flatten()
         sample = _calibration_sample(averaged, label, valid)
-        self.keep(index, torch.cat([looks, features.flatten(), sample.flatten()]))
+        self.keep(index, torch.cat([looks, own, features.flatten(), sample.flatten()]))
         return averaged
 
     @torch.no_grad()
     def after_revision(self, progress: float) -> None:
         """Fit the shared convention over all cases, then the teacher's calibration to it."""
         classes = int(self.classes)
-        looks, features, sample = self.case_state.split(
-            [self._looks_size(classes), 2 * (classes - 1), SAMPLED * (classes + 2)], dim=1
+        size = self._looks_size(classes)
+        looks, own, features, sample = self.case_state.split(
+            [size, size, 2 * (classes - 1), SAMPLED * (classes + 2)], dim=1
         )
-        looks = looks.unflatten(1, (2 * PLACES, -1))
-        evidence = (lambda group: image_support(looks[group])) if self.appearance else None
-        self.offsets.fit(features[:, : classes - 1], evidence)
+        looks, own = looks.unflatten(1, (2 * PLACES, -1)), own.unflatten(1, (2 * PLACES, -1))
+        if not len(self.explained):  # images and masks stay: once is enough
+            self.explained = explained(looks) if self.appearance else torch.ones_like(looks[:, 0, 0])
+        self.offsets.fit(features[:, : classes - 1], self._evidence(looks) if self.appearance else None)
         alike = self.offsets.posterior(features[:, : classes - 1])
         rest = features[:, classes - 1 :].mean(1, keepdim=True)
         self.residuals.fit(rest[alike > 0.5])
-        self.image_posterior = self._posterior(features)
+        image_speaks = bool((self.explained < 0.5).any())
+        believed = self.explained.clone() if image_speaks else self._posterior(features)
+        self.accused = 1 - believed
+        self.replaceable = self._better_explained(looks, own, believed)
+        # Where only the teacher accuses, the image may still side with the mask.
+        self.image_posterior = believed if image_speaks else 1 - self.accused * self.replaceable
         self.scale, self.bias = _fit_calibration(sample.view(-1, SAMPLED, classes + 2), self.image_posterior)
 
     def noise(self, probs: Tensor, label: Tensor) -> Tensor:
@@ -188,7 +218,16 @@ class PintPosterior(EmaMethod):
         return self.offsets.posterior(features[:, :half]) * self.residuals.posterior(rest)
 
     def _looks_size(self, classes: int) -> int:
-        return self.case_state.shape[1] - 2 * (classes - 1) - SAMPLED * (classes + 2)
+        return (self.case_state.shape[1] - 2 * (classes - 1) - SAMPLED * (classes + 2)) // 2
+
+    def _evidence(self, looks: Tensor) -> Callable[[Tensor], float]:
+        """Of the image for a group of cases: how well their outlines are explained, by one another and by all."""
+
+        def evidence(group: Tensor) -> float:
+            believed = self.explained[group].mean().clamp_min(1e-3).log().item()
+            return image_support(looks[group]) + 0.5 * INDEPENDENT * believed
+
+        return evidence
 
     def _calibrated(self, probs: Tensor) -> Tensor:
         if not self.calibrate or not len(self.bias):
@@ -196,11 +235,33 @@ class PintPosterior(EmaMethod):
         shape = (1, -1, *[1] * (probs.ndim - 2))
         return (self.scale * probs.clamp_min(TINY).log() + self.bias.view(shape)).softmax(dim=1)
 
-    def _image_trust(self, probs: Tensor, index: Tensor, trusted: Tensor) -> Tensor:
+    def _image_trust(self, probs: Tensor, index: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each given label is kept, and the weight of each image, (B,) and (B,) in [0, 1]."""
         if not self.image_level:
-            return torch.ones_like(index, dtype=torch.float)
-        q = 1 - (1 - self.image_posterior[index]) * teacher_trust(probs)
-        return torch.where(trusted, 1.0, q)
+            ones = torch.ones_like(index, dtype=torch.float)
+            return ones, ones
+        flawed = torch.where(trusted, 0.0, 1 - self.image_posterior[index])
+        replaced = flawed * self.replaceable[index] * teacher_trust(probs)
+        return 1 - replaced, 1 - (1 - self.pseudo_weight) * flawed
+
+    def _better_explained(self, looks: Tensor, own: Tensor, believed: Tensor) -> Tensor:
+        """P(the image explains the teacher's outline better than the given one), (N,); 1 where nobody can tell.
+
+        Args:
+            looks: of the given outlines, (N, 2 * PLACES, F).
+            own: of the teacher's; zeros where it has none, or was not asked.
+            believed: how far each given outline is taken to be right, (N,).
+        """
+        if not self.appearance or len(looks) < LEAST_CASES:
+            return torch.ones_like(believed)
+        there = own.flatten(1).any(1)
+        if not bool(there.any()):
+            return torch.zeros_like(believed)
+        model = OutlineModel(looks)
+        given, teacher = model.errors(believed, looks), model.errors(believed, own)
+        noise = (believed * given).sum() / believed.sum().clamp_min(1e-6)
+        odds = 0.5 * INDEPENDENT * (given - teacher - LEAST_GAIN) / noise.clamp_min(1e-3)
+        return torch.where(there, odds.sigmoid().to(believed), 0.0)
 
     def _pixel_trust(self, probs: Tensor, label: Tensor) -> Tensor:
         return _voxel_posterior(probs, label) if self.pixel_level else torch.ones_like(probs[:, 0])
