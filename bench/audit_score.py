@@ -21,7 +21,7 @@ KIND_OF = {
 
 def score(given: Any, probs: Mapping[str, np.ndarray], crowd: bool) -> list[dict[str, Any]]:
     """One row per ranking: the audit's and the rivals'."""
-    truth, label = _indices(given)
+    truth, label = indices(given)
     classes = len(given.dataset.labels)
     ids = sorted(label)
     dice = np.array([mean_dice(label[i], truth[i], classes) for i in ids])
@@ -81,15 +81,15 @@ def rankings(
         cleanlab = np.array([get_label_quality_scores(*plane[i], verbose=False)[0][0] for i in ids])
     seconds = {"cpu_seconds": round(time.process_time() - began, 2)}
     return {
-        "maskmend": _maskmend(given, probs, label),
+        "maskmend": maskmend(given, probs, label),
         "cleanlab": (-cleanlab, doubt, seconds),
         "mean loss": (np.array([-np.log(own[i] + 1e-3).mean() for i in ids]), None, {}),
-        "1 - soft Dice": (np.array([_soft_dice_loss(probs[i], label[i]) for i in ids]), None, {}),
+        "1 - soft Dice": (np.array([soft_dice_loss(probs[i], label[i]) for i in ids]), None, {}),
         "entropy": (np.array([-(probs[i] * np.log(probs[i] + 1e-6)).sum(0).mean() for i in ids]), None, {}),
     }
 
 
-def _maskmend(
+def maskmend(
     given: Any, probs: Mapping[str, np.ndarray], label: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     from maskmend.audit.estimate import fit
@@ -204,7 +204,7 @@ def mean_dice(first: np.ndarray, second: np.ndarray, classes: int) -> float:
     return float(np.mean(found)) if found else 1.0
 
 
-def _soft_dice_loss(probs: np.ndarray, label: np.ndarray) -> float:
+def soft_dice_loss(probs: np.ndarray, label: np.ndarray) -> float:
     found = []
     for k in range(1, len(probs)):
         drawn = label == k
@@ -217,7 +217,7 @@ def _plane(probs: np.ndarray) -> np.ndarray:
     return probs.reshape(1, len(probs), -1, probs.shape[-1])
 
 
-def _indices(given: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def indices(given: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     values = list(given.dataset.labels.values())
     table = np.zeros(max(values) + 1, np.uint8)
     for index, value in enumerate(values):

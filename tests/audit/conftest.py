@@ -82,7 +82,7 @@ def make_world() -> Callable[..., World]:
 
     def make(
         cases: int = 60, *, ndim: int = 2, classes: int = 2, rate: float = 0.3, seed: int = 0, bias: float = 0.0,
-        kinds: Sequence[str] = ("over-drawn", "under-drawn", "shifted"), size: int | None = None,
+        kinds: Sequence[str] = ("over-drawn", "under-drawn", "shifted"), size: int | None = None, waver: float = 0.6,
     ) -> World:  # fmt: skip
         world = World(spacing_mm=(1.0,) * ndim)
         shape = (size or (64 if ndim == 2 else 28),) * ndim
@@ -95,7 +95,7 @@ def make_world() -> Callable[..., World]:
                 masks = [masks[0] & ~upper, upper]
             truth = sum(k * mask for k, mask in enumerate(masks, 1)).astype(np.uint8)
             world.truth[name], world.given[name] = truth, truth
-            world.probs[name] = wavering(rng, masks, 0.6, bias)
+            world.probs[name] = wavering(rng, masks, waver, bias)
             if number < rate * cases:
                 kind = kinds[number % len(kinds)]
                 world.flawed[name] = kind

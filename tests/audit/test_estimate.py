@@ -161,6 +161,15 @@ def test_a_lost_model_accuses_nobody(make_world: Callable[..., Any]) -> None:
     )
 
 
+def test_a_weak_model_does_not_make_sound_masks_look_poor(make_world: Callable[..., Any]) -> None:
+    """The models agree with no mask well; what all masks share with them is not a mask's fault."""
+    world = make_world(24, rate=0.2, waver=8.0)
+    auditor, opinions = judged(world)
+    assert auditor.usual_overlap < 0.7
+    sound = [mean_dice(opinions[case].dice()) for case in world.ids if case not in world.flawed]
+    assert np.mean(sound) > 0.9
+
+
 def test_trusted_masks_count_as_sound(make_world: Callable[..., Any]) -> None:
     """Half of the masks too wide: which half is right, only the trusted cases can tell."""
     world = make_world(60, rate=0.6, kinds=("over-drawn",))

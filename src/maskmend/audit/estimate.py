@@ -23,6 +23,9 @@ WRONG_IF_FLAWED = (
     0.2  # of what a lost model contradicts, where the mask is flawed; anything between .1 and .3 would do
 )
 WAVER = 0.3  # share of the ordinary disagreement that is the mask's; measured on masks of a crowd
+AGREED = (
+    0.75  # usual overlap of mask and model up to which the rest may be the mask's; annotators agree better
+)
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
 OUTLINES = ("over-drawn", "under-drawn", "shifted")
@@ -41,6 +44,7 @@ class Opinion:
         odds: log odds that the case is flawed.
         lost: how likely the model's verdict says nothing about this image.
         noise: (*B) float32, how likely each voxel's label is wrong.
+        usual_overlap: of sound masks with their models, see `overlaps`.
     """
 
     look: Look
@@ -48,6 +52,7 @@ class Opinion:
     odds: float
     lost: float
     noise: np.ndarray
+    usual_overlap: float = 1.0
 
     @property
     def flawed(self) -> float:
@@ -81,14 +86,27 @@ class Opinion:
     def dice(self) -> np.ndarray:
         """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent.
 
-        Sound masks waver too: part of the ordinary disagreement with the model is put down to the mask.
+        Sound masks waver too: part of the ordinary disagreement with the model is put down to the mask. Where the
+        models are so weak that they agree with few masks, what is usual with them is not held against the masks.
         """
         found = joint_dice(self.confused())
-        for k in range(1, self.look.classes):
-            drawn, likely = self.look.label == k, self.look.probs[k]
-            overlap = 2 * float(likely[drawn].sum()) / max(float(drawn.sum() + likely.sum()), 1e-6)
-            found[k - 1] -= WAVER * max(found[k - 1] - overlap, 0)
-        return found
+        agreement = overlaps(self.look) * max(AGREED / max(self.usual_overlap, 0.1), 1)
+        return np.asarray(found - WAVER * np.maximum(found - agreement, 0))
+
+
+def overlaps(look: Look) -> np.ndarray:
+    """(K - 1,) soft Dice of each foreground class with its probabilities; 0 where nobody sees it."""
+    found = np.zeros(look.classes - 1)
+    for k in range(1, look.classes):
+        drawn, likely = look.label == k, look.probs[k]
+        found[k - 1] = 2 * float(likely[drawn].sum()) / max(float(drawn.sum() + likely.sum()), 1e-6)
+    return found
+
+
+def _overlap(look: Look) -> float:
+    """Mean of `overlaps` over the drawn classes; NaN where nothing is drawn."""
+    drawn = [k for k in range(1, look.classes) if (look.label == k).any()]
+    return float(overlaps(look)[[k - 1 for k in drawn]].mean()) if drawn else float("nan")
 
 
 def joint_dice(joint: np.ndarray) -> np.ndarray:
@@ -105,19 +123,20 @@ class Auditor:
     calibration: Calibration
     population: Judge
     voxels: VoxelJudge
+    usual_overlap: float = 1.0
 
     def judge(self, look: Look) -> Opinion:
         """The opinion of a case with uncalibrated probabilities."""
         look = self.calibration(look)
         evidence = gather(look)
-        verdict = float(self.population.verdict([evidence])[0])
-        lost = float(self.population.usual.lost([evidence])[0])
+        verdicts, losses = self.population.verdict([evidence]), self.population.usual.lost([evidence])
+        verdict, lost = float(verdicts[0]), float(losses[0])
         noise = self.voxels.noise(look, verdict)
         if lost > LEAST_LOST:
             blind = self.population.rate * WRONG_IF_FLAWED * (1 - look.given)
             noise = ((1 - lost) * noise + lost * np.where(noise > 0, blind, 0)).astype(np.float32)
-        odds = float(self.population.log_odds([evidence])[0])
-        return Opinion(look, evidence, odds, lost, noise)
+        odds = float(self.population.believed(verdicts, losses)[0])
+        return Opinion(look, evidence, odds, lost, noise, self.usual_overlap)
 
 
 @dataclass
@@ -156,11 +175,12 @@ def fit(
         progress()
     trust = population.first_trust(cases, clean)
     set_right = calibration.fit(samples, trust)
-    cases, sound, made = [], [], _Made()
+    cases, sound, made, close = [], [], _Made(), []
     each = _injections(trust)
     for number, look in enumerate(looks(chosen)):
         calibrated = set_right(look)
         cases.append(gather(calibrated))
+        close.append(_overlap(calibrated))
         rng = np.random.default_rng([seed, 12, number])
         sound.append(voxels.sample(calibrated, calibrated.label, rng))
         for _ in range(each[number]):
@@ -168,7 +188,8 @@ def fit(
         progress()
     origin = np.array(made.origin, int)
     judge = population.fit(cases, made.evidence, made.kinds, origin, trust, clean)
-    return Auditor(set_right, judge, _fit_voxels(judge, cases, sound, made))
+    usual = float(population.middle_and_spread(np.array(close), judge.trust)[0])
+    return Auditor(set_right, judge, _fit_voxels(judge, cases, sound, made), usual)
 
 
 def _chosen(ids: Sequence[str], trusted: frozenset[str], seed: int) -> list[str]:

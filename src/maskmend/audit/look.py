@@ -51,8 +51,9 @@ class Look:
     @cached_property
     def given(self) -> np.ndarray:
         """(*B) the probability of the given label."""
-        flat = self.probs.reshape(self.classes, -1)
-        found: np.ndarray = flat[self.label.ravel(), np.arange(self.label.size)].reshape(self.label.shape)
+        at = self.label.ravel() * np.intp(self.label.size)
+        at += np.arange(self.label.size)
+        found: np.ndarray = self.probs.ravel().take(at).reshape(self.label.shape)
         return found
 
     def with_label(self, label: np.ndarray) -> Look:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskmend.audit.evidence import Evidence, signed_names
+from maskmend.audit.evidence import Evidence, name_starts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,13 +76,8 @@ def inputs(cases: Sequence[Evidence], usual: Usual) -> np.ndarray:
     """
     up = (np.stack([case.surprises for case in cases]) - usual.surprises[0]) / usual.surprises[1]
     off = np.nan_to_num((np.stack([case.signed for case in cases]) - usual.signed[0]) / usual.signed[1])
-    names = signed_names(_ndim(off.shape[2]))
-    merged = [off[:, :, :1], -off[:, :, :1]]
-    merged += [
-        np.abs(off[:, :, [n == name for n in names]]).max(axis=2, keepdims=True)
-        for name in dict.fromkeys(names[1:])
-    ]
-    groups = np.concatenate(merged, axis=2)
+    merged = np.maximum.reduceat(np.abs(off), name_starts(off.shape[2])[1:], axis=2)
+    groups = np.concatenate([off[:, :, :1], -off[:, :, :1], merged], axis=2)
     columns = [up, groups[:, 0]]
     if groups.shape[1] > 1:
         columns.append(groups[:, 1:].max(axis=1))
@@ -157,8 +152,11 @@ class Judge:
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) the same, with what is known where the model is lost: the estimated share of flawed cases."""
-        lost = self.usual.lost(cases)
-        return logit(lost * self.rate + (1 - lost) * sigmoid(self.verdict(cases)))
+        return self.believed(self.verdict(cases), self.usual.lost(cases))
+
+    def believed(self, verdict: np.ndarray, lost: np.ndarray) -> np.ndarray:
+        """(N,) `log_odds` from `verdict` (N,) and the probability (N,) that the model is lost."""
+        return logit(lost * self.rate + (1 - lost) * sigmoid(verdict))
 
 
 def first_trust(cases: Sequence[Evidence], trusted: np.ndarray) -> np.ndarray:
@@ -322,7 +320,3 @@ def _weighted_median(values: np.ndarray, weight: np.ndarray) -> float:
     order = np.argsort(values)
     total = np.cumsum(weight[order])
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
-
-
-def _ndim(columns: int) -> int:
-    return next(n for n in (2, 3) if len(signed_names(n)) == columns)

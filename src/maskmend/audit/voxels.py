@@ -58,7 +58,11 @@ class VoxelJudge:
         """
         out = np.zeros(look.label.size, np.float32)
         at, figures = doubts(look)
-        out[at] = sigmoid(columns(figures, case_odds) @ self.weights[1:] + self.weights[0])
+        start, case, odds, log_doubt, by_odds, by_doubt = self.weights  # of `columns`, all of one case
+        case_odds = float(np.clip(case_odds, *_CASE))
+        flawed = float(sigmoid(np.float64(case_odds)))
+        by_voxel = np.array([odds + flawed * by_odds, log_doubt + flawed * by_doubt], figures.dtype)
+        out[at] = sigmoid(figures @ by_voxel + (start + case * case_odds))
         return out.reshape(look.label.shape)
 
 
