@@ -6,10 +6,14 @@ stdout is data, stderr is messages. Exit codes: 0 ok, 1 our bug, 2 usage or conf
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +26,18 @@ from maskmend.errors import Interrupted, ResourceError, UsageError, UserError
 
 if TYPE_CHECKING:
     from maskmend.config import Config
+
+_SMALLER = "smaller train.batch=, train.patch= or predict.batch=; `maskmend doctor` shows what there is"
+_ROOM = "free some space, then try again"
+_SCARCE = {
+    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.ENOMEM: _SMALLER, errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers",
+    errno.EIO: "the disk or network drive gave an error: check it, then try again",
+    errno.ESTALE: "the network drive was lost: mount it again, then try again",
+}  # fmt: skip
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 app = typer.Typer(
     help="Learn medical image segmentation from flawed masks, and find and mend the flaws.",
@@ -368,7 +384,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _run(words)
+        with _terminable():
+            code = _run(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `maskmend check ... | head`
@@ -379,9 +396,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _told(Interrupted("stopped", None, "the same command goes on (`train` with --resume)"))
     except MemoryError as error:
-        return _told(ResourceError(f"not enough memory {error}".strip(), None, "see `maskmend doctor`"))
+        return _told(ResourceError(f"not enough memory {error}".strip(), None, _SMALLER))
     except Exception as error:
         return _told(wrong) if (wrong := _known(error)) else _bug()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat SIGTERM, by which clusters end a job, as Ctrl-C: every verb tidies up and says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(words: list[str]) -> int:
@@ -399,14 +433,17 @@ def _known(error: Exception) -> UserError | None:
     """The user's side of errors that other libraries raise, None for a bug of ours."""
     if hasattr(error, "format_message"):  # click: unknown option, missing argument
         return UsageError(str(error.format_message()), None, _help_hint(error))
-    if isinstance(error, OSError) and error.errno in (28, 122):  # no space, quota
-        return ResourceError(error.strerror or "disk full", error.filename, "free some space, then try again")
-    if isinstance(error, PermissionError):
-        return UsageError("no permission", error.filename, "choose another place or change its rights")
+    if isinstance(error, OSError) and error.errno in _SCARCE:
+        return ResourceError(error.strerror or "too little room", error.filename, _SCARCE[error.errno])
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        reason = "no permission" if isinstance(error, PermissionError) else error.strerror or "cannot be used"
+        return UsageError(reason, error.filename, "choose another place or change its rights")
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # PyTorch, in main memory
+        wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
+        size = f"; {int(wanted[1]):,} bytes were asked for at once" if wanted else ""
+        return ResourceError(f"not enough memory{size}", None, _SMALLER)
     if type(error).__name__ == "OutOfMemoryError":
-        return ResourceError(
-            str(error).splitlines()[0], "GPU", "smaller train.batch, train.patch or predict.batch"
-        )
+        return ResourceError(str(error).splitlines()[0], "GPU", _SMALLER)
     return None
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from forks import NOT_ALLOWED, Fork
 from PIL import Image
 
 from maskmend.cli import main
 from maskmend.config import DataConfig
 from maskmend.data.check import check
 from maskmend.data.findings import CheckResult, Finding
+from maskmend.data.phantom import make_phantom
 from maskmend.errors import UserError
 
 
@@ -111,3 +114,77 @@ def _value(text: str) -> object:
     import yaml
 
     return yaml.safe_load(text)
+
+
+SMALL = (
+    "device=cpu", "method.name=supervised", "network.options={base: 4, limit: 8}", "train.steps=12", "train.batch=2",
+    "train.patch=[32, 32]", "train.threads=1", "train.picture_every=1000", "train.checkpoint_every=4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training cases of 32 x 32: the 12 steps of `train_words` are one epoch."""
+    return make_phantom(tmp_path_factory.mktemp("phantoms"), train=24, test=0, shape=(32, 32))
+
+
+@pytest.fixture(scope="session")
+def train_words(phantoms: Path) -> Callable[..., list[str]]:
+    """The command line of a training of two seconds."""
+    return lambda out, *more: ["train", str(phantoms), "-o", str(out), *SMALL, *more]
+
+
+@pytest.fixture(scope="session")
+def straight(train_words: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a training that nothing disturbed."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    assert main(train_words(out)) == 0
+    return out
+
+
+def _files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def same_as_straight(straight: Path) -> Callable[[Path], None]:
+    """Weights and figures are those of the undisturbed run, to the last bit, and nothing else was left."""
+
+    def compare(out: Path) -> None:
+        for name in ("model.safetensors", "metrics.jsonl"):
+            assert (out / name).read_bytes() == (straight / name).read_bytes(), name
+        assert _files(out) == _files(straight)
+
+    return compare
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Iterator[Callable[..., Fork]]:
+    """Start calls in forked children; killed at the end of the test."""
+    if not hasattr(os, "fork"):
+        pytest.skip("children are forked")
+    begun: list[Fork] = []
+
+    def start(function: Callable[[], object]) -> Fork:
+        begun.append(Fork(function, tmp_path / f"fork-{len(begun)}.log"))
+        return begun[-1]
+
+    yield start
+    for one in begun:
+        one.kill()
+        one.wait()
+
+
+@pytest.fixture
+def forked(fork: Callable[..., Fork]) -> Callable[..., tuple[int, str]]:
+    """Run a call in a forked child: exit code and all it printed; skips where the system forbids what it needs."""
+
+    def run(function: Callable[[], object]) -> tuple[int, str]:
+        child = fork(function)
+        code = child.wait()
+        if code == NOT_ALLOWED:
+            pytest.skip("not allowed here: " + child.said().splitlines()[-1])
+        assert code != 78, child.said()
+        return code, child.said()
+
+    return run

@@ -112,11 +112,10 @@ def _trials(verbs: dict[str, Verb], place: Path, count: int, seed: int) -> Itera
             references[name] = _reference(verbs[name], place / "reference" / name)
         draw = random.Random(f"{seed} {number}")
         outcome = _trial(verbs[name], name, references[name], place / "trial", draw)
-        for fault in outcome.faults:
-            print(f"trial {number} ({name}, {outcome.way}, {outcome.at}): {fault}", flush=True)
         if _content(place / "data") != before:
             outcome.faults.append("the data set was changed")
-            print(f"trial {number}: {outcome.faults[-1]}", flush=True)
+        said = "; ".join(outcome.faults) or "as if nothing had been"
+        print(f"{number:>3} {name:<9} {outcome.killed} kills, {outcome.way} {outcome.at}: {said}", flush=True)
         yield outcome
 
 
@@ -142,8 +141,7 @@ def _trial(
     out, outcome = place / "out", Outcome(name, draw.choice(WAYS))
     faults = outcome.faults
     _, seconds, changes = reference
-    kills = 1 + (draw.random() < 0.25)
-    for _ in range(kills):
+    for _ in range(1 + (draw.random() < 0.25)):
         child = Child(verb.call, out)
         outcome.at += _kill(child, outcome.way, draw, seconds, changes)
         code = child.wait()

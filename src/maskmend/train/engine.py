@@ -64,7 +64,7 @@ def launch(
             fabric.launch(_quiet_work, work, job)
     except torch.cuda.OutOfMemoryError as fault:
         free = torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else 0.0
-        text = str(fault).split(". ")[0]
+        text = ". ".join(str(fault).split(". ")[:2])  # the second sentence says how much was asked for
         remedy = "halve train.batch=, shrink train.patch=, or use a smaller network.options={base: 8}"
         raise ResourceError(f"GPU out of memory: {text} ({free:.1f} GiB free)", device, remedy) from fault
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from maskmend.data.cache import Cache
 from maskmend.data.plan import Plan
 from maskmend.errors import DataError, Interrupted
 from maskmend.methods.base import Batch, Method, ramp
-from maskmend.progress import bar, message
+from maskmend.progress import LINE_EVERY_S, bar, clock, message
 from maskmend.train import checkpoint, engine
 from maskmend.train.memory import Memory
 from maskmend.train.metrics_file import MetricsFile
@@ -30,6 +32,7 @@ from maskmend.train.stream import Drawn, Stream, WorkerLost, loaded
 from maskmend.train.validation import Validation
 
 LOG_EVERY = 10
+ESTIMATE_AFTER = 5  # steps
 WARM_UP = 0.05  # share of training over which the learning rate rises
 CLIP = 12.0  # gradient norm
 
@@ -104,6 +107,7 @@ class _Training:
         )
         self.validation = Validation(job, fabric)
         self.stop_requested = False
+        self.clock: deque[float] = deque(maxlen=ESTIMATE_AFTER + 1)  # when the first steps were done
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Take over what is not in the networks: the best weights so far, the unfinished line of figures."""
@@ -118,6 +122,7 @@ class _Training:
                     for batch in self._until_next_epoch():
                         self._one_step(batch)
                         shown.update(1, **self.metrics.latest)
+                        self._estimate()
                         self._between_steps()
             self._save()
             self.metrics.close()
@@ -143,6 +148,16 @@ class _Training:
         self.method.after_step(progress)
         self.step += 1
         self.metrics.add(self.step, loss, output.logs, write=self.step % LOG_EVERY == 0)
+
+    def _estimate(self) -> None:
+        """One line where there is no GPU, for there training takes long enough to surprise."""
+        self.clock.append(time.monotonic())
+        if len(self.clock) != ESTIMATE_AFTER or self.fabric.device.type != "cpu":
+            return
+        each = (self.clock[-1] - self.clock[0]) / (ESTIMATE_AFTER - 1)  # the first step is slower
+        left = each * (self.train.steps - self.step)
+        if left >= LINE_EVERY_S:
+            message(f"about {clock(left)} for the other {self.train.steps - self.step} steps on the CPU")
 
     def _between_steps(self) -> None:
         last = self.step == self.train.steps
