@@ -35,7 +35,7 @@ SETTINGS = {
     "hippocampus-2d": (),
     "hc18": ("data.target_spacing_mm=[6,6]",),
 }
-TRAINING = ("method.name=supervised", "device=cpu", "train.steps=300", "train.batch=8", "train.lr=0.01")
+TRAINING = ("method.name=supervised", "device=cpu", "train.steps=200", "train.batch=8", "train.lr=0.01")
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,15 @@ class Loop:
         return round(float(np.mean([mask_dice(masks[i], self.given.truth[i], values) for i in self.ids])), 5)
 
 
+def _judged(folder: Path) -> bool:
+    """Whether every case of a scenario has its probabilities."""
+    from maskmend.audit.folds import PROBS
+    from maskmend.audit.store import Store
+
+    masks = folder / "labels"
+    return masks.is_dir() and all(Store(folder / PROBS).has(path.stem) for path in masks.iterdir())
+
+
 def _rank(given: Any, probs: Mapping[str, np.ndarray], kept: Path) -> None:
     _, label = audit_score.indices(given)
     _, _, more = audit_score.maskmend(given, probs, label)
@@ -242,7 +251,9 @@ def main() -> None:
     torch.set_num_threads(1)
     wanted = repairs([float(share) for share in given.shares.split(",")])[: given.most or None]
     chosen = [s for s in bench.scenarios([int(x) for x in given.seeds.split(",")]) if s.noise == "assorted"]
-    chosen = [s for s in chosen if s.data in SETTINGS and given.only in s.name]
+    chosen = [
+        s for s in chosen if s.data in SETTINGS and given.only in s.name and _judged(given.cache / s.name)
+    ]
     loops: dict[str, Loop] = {}
     for repair in wanted:
         for scenario in chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ def score(given: Any, probs: Mapping[str, np.ndarray], crowd: bool) -> list[dict
     wrong = np.concatenate([(label[i] != truth[i]).ravel() for i in ids])
     rows = []
     for name, (cases, voxels, more) in rankings(given, probs, label, truth).items():
+        if (
+            crowd and "quality" in more
+        ):  # no mask of a crowd is without error: what is asked for is a low Dice
+            cases = -more["quality"]
         row: dict[str, Any] = {"ranking": name, "auroc": auroc(cases, flawed), "ap": precision(cases, flawed)}
         if subtle.any():
             some = subtle | ~flawed
@@ -80,13 +85,44 @@ def rankings(
         warnings.simplefilter("ignore")
         cleanlab = np.array([get_label_quality_scores(*plane[i], verbose=False)[0][0] for i in ids])
     seconds = {"cpu_seconds": round(time.process_time() - began, 2)}
+    from maskmend.audit.population import sigmoid
+
+    own_row = maskmend(given, probs, label)
+    more = dict(own_row[2])
+    odds, witness, wrong_share = (more.pop(key) for key in ("odds", "witness", "wrong_share"))
+    alone = sigmoid(odds)
+    without = more | {"flawed": alone, "priority": alone * wrong_share}
     return {
-        "maskmend": maskmend(given, probs, label),
+        "maskmend": (own_row[0], own_row[1], more),
+        "maskmend, probabilities alone": (
+            alone,
+            None,
+            {key: without[key] for key in ("priority", "quality", "flawed")},
+        ),
+        "maskmend, images alone": (witness, None, {}),
         "cleanlab": (-cleanlab, doubt, seconds),
+        "cleanlab issues": _issues(probs, label, ids),
         "mean loss": (np.array([-np.log(own[i] + 1e-3).mean() for i in ids]), None, {}),
         "1 - soft Dice": (np.array([soft_dice_loss(probs[i], label[i]) for i in ids]), None, {}),
         "entropy": (np.array([-(probs[i] * np.log(probs[i] + 1e-6)).sum(0).mean() for i in ids]), None, {}),
     }
+
+
+def _issues(
+    probs: Mapping[str, np.ndarray], label: Mapping[str, np.ndarray], ids: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """cleanlab's label issues, its limits learnt from all voxels of all cases: their share of each case, and where."""
+    from cleanlab.segmentation.filter import find_label_issues
+
+    strip = np.concatenate([probs[i].reshape(len(probs[i]), -1) for i in ids], axis=1)[None, :, None]
+    flat = np.concatenate([label[i].ravel() for i in ids]).astype(int)[None, None]
+    began = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = find_label_issues(flat, strip, n_jobs=1, verbose=False).ravel()
+    seconds = round(time.process_time() - began, 2)
+    parts = np.split(found, np.cumsum([label[i].size for i in ids])[:-1])
+    return np.array([part.mean() for part in parts]), found.astype(float), {"cpu_seconds": seconds}
 
 
 def maskmend(
@@ -113,11 +149,16 @@ def maskmend(
     began = time.process_time()
     auditor = fit(looks, ids)
     fitted = time.process_time() - began
-    found: dict[str, list[Any]] = {key: [] for key in ("share", "flawed", "quality", "noise", "kinds")}
+    heard = _witness(given, label, spacing)
+    keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "wrong_share")
+    found: dict[str, list[Any]] = {key: [] for key in keys}
     suggested, mixups, flips = {}, Mixups(), {}
     for look in looks(ids):
         opinion = auditor.judge(look)
+        found["odds"].append(opinion.odds)
+        opinion = replace(opinion, odds=opinion.odds + heard(look.case))
         better = suggest(opinion)
+        found["wrong_share"].append(opinion.wrong_share(better))
         found["flawed"].append(opinion.flawed)
         found["quality"].append(mean_known(opinion.dice()))
         found["share"].append(opinion.priority(better))
@@ -138,11 +179,23 @@ def maskmend(
     }
     check = SelfCheck.of(auditor, looks, ids).facts()
     return np.array(found["flawed"]), np.concatenate(found["noise"]), {
-        "priority": np.array(found["share"]),
+        "priority": np.array(found["share"]), "odds": np.array(found["odds"]),
+        "witness": np.array([heard(i) for i in ids]), "wrong_share": np.array(found["wrong_share"]),
         "quality": np.array(found["quality"]), "flawed": np.array(found["flawed"]), "kinds": kinds,
         "suggested": suggested, "rate": auditor.population.rate, "cpu_seconds": round(seconds, 2),
         "fit_seconds": round(fitted, 2), "check_auroc": check.get("auroc"), "check_kinds": check.get("kind_accuracy"),
     }  # fmt: skip
+
+
+def _witness(given: Any, label: Mapping[str, np.ndarray], spacing: Mapping[str, Any]) -> Any:
+    """What the images say, which the rivals do not ask."""
+    from maskmend.audit.outlines import ImageWitness, scaled_looks
+    from maskmend.data.images import read_image
+
+    cases = given.dataset.cases
+    return ImageWitness.of({
+        c.id: scaled_looks(read_image(c.images)[0], label[c.id], spacing[c.id]) for c in cases
+    })  # fmt: skip
 
 
 def _kinds(

@@ -1,6 +1,6 @@
 """The audit beside cleanlab's segmentation module on the same probabilities: CPU time and extra memory.
 
-    OMP_NUM_THREADS=1 python bench/audit_speed.py [--images 200] [--size 256] [--classes 2 5] [--volumes 100]
+    python bench/audit_speed.py [--images 200] [--size 256] [--classes 2 5] [--volumes 100] [--rounds 3]
 
 Each measurement runs in a process of its own, after its libraries are loaded and the images are made: what is counted
 is the work. maskmend: fitting (what is usual here, a cost that does not grow beyond 400 cases) and judging (case
@@ -15,13 +15,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from scipy import ndimage
+
+TABLE = Path(__file__).parents[1] / "docs" / "results" / "audit" / "speed.json"
+PROGRAMS = ("maskmend", "cleanlab")
 
 
 def made(number: int, shape: Sequence[int], classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +131,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 5])
     parser.add_argument("--volumes", type=int, default=100)
     parser.add_argument("--volume-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3, help="further rounds; the table keeps earlier ones")
+    parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -138,25 +144,58 @@ def main() -> None:
         )
         print(json.dumps(figures))
         return
+    known = json.loads(given.table.read_text()) if given.table.exists() else {}
     for classes in given.classes:
-        ours, theirs = (
-            _apart(f"{name} {given.images} {given.size} {classes}") for name in ("maskmend", "cleanlab")
+        what = f"{given.images} {given.size} {classes}"
+        for name in PROGRAMS * given.rounds:  # in turns, so that both meet the same load
+            known.setdefault(f"{name} {what}", []).append(_apart(f"{name} {what}"))
+            _keep(given.table, known)
+    for _ in range(given.rounds if given.volumes else 0):
+        what = f"volumes {given.volumes} {given.volume_size}"
+        known.setdefault(what, []).append(_apart(what))
+        _keep(given.table, known)
+    print(report(known))
+
+
+def report(known: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Markdown: the median of the rounds, and how many times faster maskmend is."""
+    lines = [
+        "| images | cleanlab: scores + issues | maskmend: judging | maskmend: fitting | judging is faster by "
+        "| with fitting | more memory: cleanlab | maskmend |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key in (key for key in known if key.startswith("maskmend ")):
+        _, images, size, classes = key.split()
+        other = f"cleanlab {images} {size} {classes}"
+        if other not in known:
+            continue
+        ours, theirs = _medians(known[key]), _medians(known[other])
+        total = theirs["quality"] + theirs["issues"]
+        lines.append(
+            f"| {images} of {size}^2, {classes} classes | {theirs['quality']:.2f} + {theirs['issues']:.2f} s "
+            f"| {ours['judge']:.2f} s | {ours['fit']:.2f} s | {total / ours['judge']:.1f} "
+            f"| {total / (ours['judge'] + ours['fit']):.1f} | {theirs['extra_mb']:.0f} MB | {ours['extra_mb']:.0f} MB |"
         )
-        other = theirs["quality"] + theirs["issues"]
-        print(
-            f"{given.images} images of {given.size}^2, {classes} classes: maskmend judge {ours['judge']:.2f} s, "
-            f"fit {ours['fit']:.2f} s, {ours['extra_mb']:.0f} MB more; cleanlab scores {theirs['quality']:.2f} s, "
-            f"issues {theirs['issues']:.2f} s, {theirs['extra_mb']:.0f} MB more; "
-            f"judging is {other / ours['judge']:.1f} times faster, "
-            f"with fitting {other / (ours['judge'] + ours['fit']):.1f}"
-        )
-    if given.volumes:
-        figures = _apart(f"volumes {given.volumes} {given.volume_size}")
-        print(
-            f"{given.volumes} volumes of {given.volume_size}^3: fit {figures['fit']:.0f} s, "
-            f"judge {figures['judge']:.0f} s; peak {figures['peak_mb_at_a_tenth']:.0f} MB after a tenth, "
-            f"{figures['peak_mb']:.0f} MB at the end"
-        )
+    for key in (key for key in known if key.startswith("volumes ")):
+        _, count, size = key.split()
+        each = _medians(known[key])
+        lines += [
+            "",
+            f"{count} volumes of {size}^3, 2 classes, one at a time: fitting {each['fit']:.0f} s, judging "
+            f"{each['judge']:.0f} s; it held {each['peak_mb_at_a_tenth']:.0f} MB at most when a tenth was judged, "
+            f"{each['peak_mb']:.0f} MB at the end.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.median([one[name] for one in rounds])) for name in rounds[0]}
+
+
+def _keep(table: Path, known: Mapping[str, Any]) -> None:
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(json.dumps(known, indent=1) + "\n")
+    table.with_suffix(".md").write_text(report(known))
 
 
 def _apart(what: str) -> dict[str, float]:

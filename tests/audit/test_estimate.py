@@ -167,7 +167,7 @@ def test_a_weak_model_does_not_make_sound_masks_look_poor(make_world: Callable[.
     auditor, opinions = judged(world)
     assert auditor.usual_overlap < 0.7
     sound = [mean_dice(opinions[case].dice()) for case in world.ids if case not in world.flawed]
-    assert np.mean(sound) > 0.9
+    assert np.mean(sound) > 0.87
 
 
 def test_trusted_masks_count_as_sound(make_world: Callable[..., Any]) -> None:

@@ -1,0 +1,166 @@
+"""Tables and a figure of the audit's evidence, from the committed scores.
+
+python bench/audit_tables.py                     # Markdown to stdout, figure beside the scores
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "audit"
+SCORES = {
+    "auroc": "AUROC of cases", "ap": "AP of cases", "subtle_auroc": "AUROC, subtle flaws",
+    "subtle_ap": "AP, subtle flaws", "voxel_ap": "AP of voxels", "dice_correlation": "correlation of Dice",
+    "dice_rank": "rank correlation", "found_early": "found early",
+}  # fmt: skip
+TITLES = {
+    "hippocampus-2d assorted": "Hippocampus slices, assorted flaws", "hc18 assorted": "HC18, assorted flaws",
+    "hippocampus-2d dilate": "Hippocampus slices, dilation",
+    "hippocampus-3d assorted": "Hippocampus volumes, assorted flaws",
+    "bubil crowd": "BU-BIL, masks of a crowd",
+}  # fmt: skip
+COLOURS = {
+    "maskmend": "#0b5fa5", "cleanlab": "#d95f02", "cleanlab issues": "#e6ab02", "mean loss": "#7570b3",
+    "1 - soft Dice": "#1b9e77", "entropy": "#999999",
+}  # fmt: skip
+
+
+def read(table: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """Rows by group (data set and flaws) and seed."""
+    groups: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for name, rows in json.loads(table.read_text()).items():
+        found = re.fullmatch(r"(.+)-(\w+)-([\d.]+)-\w+-(\d+)", name)
+        assert found is not None
+        groups.setdefault(f"{found[1]} {found[2]}", {})[int(found[4])] = rows
+    return {name: groups[name] for name in TITLES if name in groups}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the 95 % t interval (NaN for one value)."""
+    from scipy.stats import t
+
+    count, mean = len(values), float(np.mean(values))
+    return mean, float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5) if count > 1 else float(
+        "nan"
+    )
+
+
+def by_ranking(seeds: Mapping[int, Sequence[Mapping[str, Any]]], score: str) -> dict[str, list[float]]:
+    """Values of a score over the seeds, in their order, by ranking; empty where a ranking has none."""
+    found: dict[str, list[float]] = {}
+    for seed in sorted(seeds):
+        for row in seeds[seed]:
+            found.setdefault(str(row["ranking"]), [])
+            if isinstance(row.get(score), int | float):
+                found[str(row["ranking"])].append(float(row[score]))
+    return found
+
+
+def tables(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> str:
+    """One table per group: means with intervals, then what the audit is ahead of its best rival by, seed by seed."""
+    lines = []
+    for name, seeds in groups.items():
+        lines += [f"### {TITLES[name]} (seeds {', '.join(map(str, sorted(seeds)))})", ""]
+        rankings = [str(row["ranking"]) for row in next(iter(seeds.values()))]
+        lines += [
+            "| score | " + " | ".join(rankings) + " | ahead of the best rival by |",
+            "|---" * (len(rankings) + 2) + "|",
+        ]
+        for score, title in SCORES.items():
+            values = by_ranking(seeds, score)
+            if not values["maskmend"]:
+                continue
+            cells = [_cell(values[ranking]) for ranking in rankings]
+            rivals = [r for r in rankings if r != "maskmend" and values[r]]
+            best = max(rivals, key=lambda r: float(np.mean(values[r])))
+            ahead = np.array(values["maskmend"]) - np.array(values[best])
+            lines.append(f"| {title} | " + " | ".join(cells) + f" | {_signed(ahead)} ({best}) |")
+        lines += ["", *_own(seeds), ""]
+    return "\n".join(lines)
+
+
+def _own(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What only the audit gives, as one line each."""
+    rows = [next(row for row in seeds[seed] if row["ranking"] == "maskmend") for seed in sorted(seeds)]
+
+    def mean(key: str) -> str:
+        values = [float(row[key]) for row in rows if isinstance(row.get(key), int | float)]
+        return _cell(values) if values else "-"
+
+    lines = [
+        f"Suggested masks: flawed ones from Dice {mean('given_dice')} to {mean('mended_dice')}, the others from "
+        f"{mean('given_dice_sound')} to {mean('mended_dice_sound')}."
+    ]
+    if any("kind_accuracy" in row for row in rows):
+        lines[0] += f" Kind of error right: {mean('kind_accuracy')}."
+    share = [row["expected_wrong"] / row["true_wrong"] for row in rows]
+    lines[0] += f" Expected over true number of wrong voxels: {_cell(share)}."
+    return lines
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not len(values):
+        return ""
+    mean, half = interval(values)
+    return f"{mean:.3f}" if np.isnan(half) else f"{mean:.3f} ± {half:.3f}"
+
+
+def _signed(values: np.ndarray) -> str:
+    mean, half = interval(values.tolist())
+    return f"{mean:+.3f}" if np.isnan(half) else f"{mean:+.3f} ± {half:.3f}"
+
+
+def figure(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], path: Path) -> None:
+    """AUROC and AP of cases and AP of voxels by ranking, a dot for each seed and a bar for the mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = ("auroc", "ap", "voxel_ap")
+    _, axes = plt.subplots(
+        1, len(shown), figsize=(10, 0.7 + 0.75 * len(groups)), sharey=True, layout="constrained"
+    )
+    names = list(groups)
+    for axis, score in zip(axes, shown, strict=True):
+        for row, name in enumerate(names):
+            values = by_ranking(groups[name], score)
+            for offset, (ranking, ones) in enumerate(values.items()):
+                if not ones:
+                    continue
+                at, colour = row + 0.14 * (offset - 2.5), COLOURS[ranking]
+                axis.scatter(ones, [at] * len(ones), s=9, color=colour, alpha=0.5, linewidths=0)
+                label = ranking if row == 0 and score == "auroc" else None
+                axis.plot([np.mean(ones)] * 2, [at - 0.07, at + 0.07], color=colour, lw=2.5, label=label)
+        axis.set_title(SCORES[score], fontsize=10)
+        axis.grid(axis="x", color="#dddddd", lw=0.6)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_axisbelow(True)
+    axes[0].set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=9)
+    axes[0].invert_yaxis()
+    axes[0].figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    axes[0].figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", type=Path, default=RESULTS / "scores.json")
+    given = parser.parse_args()
+    groups = read(given.table)
+    print(tables(groups))
+    figure(groups, given.table.with_name("rankings.png"))
+
+
+if __name__ == "__main__":
+    main()
