@@ -27,8 +27,9 @@ TITLES = {
     "bubil crowd": "BU-BIL, masks of a crowd",
 }  # fmt: skip
 COLOURS = {
-    "maskmend": "#0b5fa5", "cleanlab": "#d95f02", "cleanlab issues": "#e6ab02", "mean loss": "#7570b3",
-    "1 - soft Dice": "#1b9e77", "entropy": "#999999",
+    "maskmend": "#0b5fa5", "maskmend, probabilities alone": "#56b4e9", "maskmend, images alone": "#a8d5f2",
+    "cleanlab": "#d95f02", "cleanlab issues": "#e6ab02", "mean loss": "#7570b3", "1 - soft Dice": "#1b9e77",
+    "entropy": "#999999",
 }  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def tables(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> s
             if not values["maskmend"]:
                 continue
             cells = [_cell(values[ranking]) for ranking in rankings]
-            rivals = [r for r in rankings if r != "maskmend" and values[r]]
+            rivals = [r for r in rankings if not r.startswith("maskmend") and values[r]]
             best = max(rivals, key=lambda r: float(np.mean(values[r])))
             ahead = np.array(values["maskmend"]) - np.array(values[best])
             lines.append(f"| {title} | " + " | ".join(cells) + f" | {_signed(ahead)} ({best}) |")
@@ -135,10 +136,10 @@ def figure(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], path
             for offset, (ranking, ones) in enumerate(values.items()):
                 if not ones:
                     continue
-                at, colour = row + 0.14 * (offset - 2.5), COLOURS[ranking]
+                at, colour = row + 0.11 * (offset - 3.5), COLOURS[ranking]
                 axis.scatter(ones, [at] * len(ones), s=9, color=colour, alpha=0.5, linewidths=0)
                 label = ranking if row == 0 and score == "auroc" else None
-                axis.plot([np.mean(ones)] * 2, [at - 0.07, at + 0.07], color=colour, lw=2.5, label=label)
+                axis.plot([np.mean(ones)] * 2, [at - 0.05, at + 0.05], color=colour, lw=2.5, label=label)
         axis.set_title(SCORES[score], fontsize=10)
         axis.grid(axis="x", color="#dddddd", lw=0.6)
         axis.spines[["top", "right", "left"]].set_visible(False)
@@ -146,7 +147,7 @@ def figure(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], path
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=9)
     axes[0].invert_yaxis()
-    axes[0].figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    axes[0].figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     axes[0].figure.savefig(path, dpi=110)
 
 

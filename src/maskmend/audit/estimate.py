@@ -22,10 +22,10 @@ LEAST_LOST = 0.02
 WRONG_IF_FLAWED = (
     0.2  # of what a lost model contradicts, where the mask is flawed; anything between .1 and .3 would do
 )
-WAVER = 0.4  # share of the ordinary disagreement that is the mask's: least error on injected flaws and on a crowd's masks
-AGREED = (
-    0.75  # usual overlap of mask and model up to which the rest may be the mask's; annotators agree better
+WAVER = (
+    0.4  # share of the ordinary disagreement that is the mask's: fits injected flaws and a crowd's masks best
 )
+AGREED = 0.85  # usual overlap of mask and model above which the rest may be the mask's, as among annotators
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
 OUTLINES = ("over-drawn", "under-drawn", "shifted")
