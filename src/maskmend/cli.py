@@ -54,6 +54,17 @@ Settings = Annotated[
 ]
 File = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
+PhiSafe = Annotated[
+    Path | None,
+    typer.Option(
+        "--phi-safe",
+        metavar="NAMES",
+        help="Show hashes for ids, patients, sites and paths; NAMES keeps the key.",
+    ),
+]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Execute a method or network that the run brings along.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")]
 
 
@@ -88,11 +99,15 @@ def check(
         Path | None, typer.Option("--sheet", metavar="PNG", help="Draw cases with contours.")
     ] = None,
     config: File = None,
+    phi_safe: PhiSafe = None,
     as_json: Json = False,
 ) -> None:
     """Look at every file of a data set: all faults with their remedies, and what the data holds."""
     from maskmend.data import check as checking
 
+    if phi_safe and fix:
+        raise UsageError("a mended copy keeps the names of its files", "--fix, --phi-safe", "leave one out")
+    _hide_names(phi_safe, None)
     options = _load(config, settings, "data")
     with _counter("checking") as progress:
         result = checking.check(dataset, data=options.data, progress=progress)
@@ -115,12 +130,14 @@ def train(
     settings: Settings = None,
     config: File = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stopped.")] = False,
+    phi_safe: PhiSafe = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Learn a segmentation model from images and (flawed) masks."""
     from maskmend.config import dump
 
+    _hide_names(phi_safe, out)
     stored = out / "config.yaml"
     options = _load(stored if resume and config is None and stored.is_file() else config, settings)
     _message(dump(options).rstrip())
@@ -145,10 +162,13 @@ def predict(
     settings: Settings = None,
     save: Annotated[str | None, typer.Option("--save", help="Any of labels,probs,uncertainty.")] = None,
     config: File = None,
+    trust_code: TrustCode = False,
+    phi_safe: PhiSafe = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Segment images with a trained model, on their own grid and in their own format."""
+    _hide_names(phi_safe, out)
     stored = run / "config.yaml"
     given = [*(settings or []), *([f"predict.save=[{save}]"] if save else [])]
     options = _load(
@@ -157,7 +177,8 @@ def predict(
     from maskmend.predict.run import predict as run_predict
 
     with _counter("predicting") as progress:
-        files = run_predict(run, images, out, config=options, overwrite=overwrite, progress=progress)
+        how: dict[str, Any] = {"overwrite": overwrite, "trust_code": trust_code, "progress": progress}
+        files = run_predict(run, images, out, config=options, **how)
     _print_json([str(file) for file in files]) if as_json else print(*files, sep="\n")
 
 
@@ -168,9 +189,11 @@ def evaluate(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table here as JSON.")] = None,
     config: File = None,
+    phi_safe: PhiSafe = None,
     as_json: Json = False,
 ) -> None:
     """Score predictions against references: per case and class, with intervals."""
+    _hide_names(phi_safe, None)
     options = _load(config, settings, "evaluate", "data")
     from maskmend.evaluate.table import evaluate as run_evaluate
 
@@ -237,15 +260,19 @@ def audit(
         int, typer.Option("--workers", min=0, help="Folds at the same time; 0: in this process.")
     ] = 0,
     config: File = None,
+    trust_code: TrustCode = False,
+    phi_safe: PhiSafe = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Find the masks that are wrong: which to redraw first, where each is wrong, and a proposal for each."""
+    _hide_names(phi_safe, out)
     given = [*(settings or []), *([f"audit.folds={folds}"] if folds else [])]
     options = _load(config, [*given, *([f"method.name={method}"] if method else [])])
     from maskmend.audit.run import audit as run_audit
 
-    answer = run_audit(source, out, options, run=run, probs=probs, workers=workers, overwrite=overwrite)
+    how: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "trust_code": trust_code}
+    answer = run_audit(source, out, options, run=run, probs=probs, **how)
     if sys.stderr.isatty():
         from maskmend.audit.overview import worst_table
 
@@ -265,10 +292,12 @@ def raters(
         typer.Option("--consensus", help="Write one mask per case: majority, staple or weighted."),
     ] = None,
     config: File = None,
+    phi_safe: PhiSafe = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Compare the raters of a data set: agreement, who draws too large, and the cases to adjudicate first."""
+    _hide_names(phi_safe, out)
     options = _load(config, settings, "data")
     from maskmend.audit.rater_verb import compare
 
@@ -399,6 +428,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(ResourceError(f"not enough memory {error}".strip(), None, _SMALLER))
     except Exception as error:
         return _told(wrong) if (wrong := _known(error)) else _bug()
+    finally:
+        from maskmend.pseudonyms import stop
+
+        stop()
 
 
 @contextmanager
@@ -458,7 +491,7 @@ def _told(error: UserError) -> int:
 
 
 def _bug() -> int:
-    traceback.print_exc()
+    _message(traceback.format_exc().rstrip())
     _message(
         "maskmend: this is a bug in maskmend. Please report the lines above with `maskmend doctor --json`."
     )
@@ -485,6 +518,13 @@ def _counter(description: str) -> Iterator[Callable[[int, int], None]]:
         yield moved
 
 
+def _hide_names(names: Path | None, out: Path | None) -> None:
+    if names is not None:
+        from maskmend.pseudonyms import start
+
+        start(names, out)
+
+
 def _message(text: str) -> None:
     from maskmend.progress import message
 
@@ -505,7 +545,9 @@ def _print_json(value: Any) -> None:
 
 
 def _json_text(value: Any) -> str:
-    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    from maskmend.pseudonyms import clean_paths
+
+    return clean_paths(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+_hide: Callable[[str], str] | None = None
+
+
+def hide_with(cleaner: Callable[[str], str] | None) -> None:
+    """Let `cleaner` take names out of every text that is shown (`maskmend.pseudonyms`); None: show all."""
+    global _hide
+    _hide = cleaner
+
+
+def shown(text: str) -> str:
+    """A text as it may be shown."""
+    return text if _hide is None else _hide(text)
 
 
 class UserError(Exception):
@@ -24,7 +37,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}\n  {self.remedy}" if self.remedy else head
+        return shown(f"{head}\n  {self.remedy}" if self.remedy else head)
 
     def __reduce__(self) -> tuple[object, ...]:  # crosses process borders (data workers, DDP)
         return type(self), (self.what, self.where, self.remedy)

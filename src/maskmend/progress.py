@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from maskmend.errors import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,6 +36,7 @@ def message(text: str) -> None:
     """Write one message to stderr, above a bar if one is on screen."""
     if _quiet:
         return
+    text = shown(text)
     if _live:
         _live[-1].print(text, markup=False, highlight=False, soft_wrap=True)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import platform
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def run_report(folder: Path | str, out: Path | str | None = None) -> Path:
     classes = ", ".join(name for name in list(run.labels)[1:])
     lead = [f"{method} learned {classes} in {steps} steps (seed {run.config.train.seed})."]
     sections = [
-        Section("What was trained", table=_facts_table(run.facts)),
+        Section("What was trained", table=_facts_table(_without_places(run.facts))),
         *_learning_section(read(run.folder)),
         *_pictures_section(run.folder),
         Section("Settings", code=dump(run.config), folded="all settings of the run"),
@@ -127,6 +128,14 @@ def metric_curves(
             steps, values = zip(*points, strict=True)
             series[name] = (list(steps), list(values))
     return series
+
+
+def _without_places(facts: dict[str, Any]) -> dict[str, Any]:
+    """A report is passed on: where data lay on whose machine stays in run.json."""
+    told = {key: value for key, value in facts.items() if key != "dataset"}
+    if command := facts.get("command"):
+        told["command"] = [re.sub(r"[^\s=]*[/\\\\](?=[^/\\\\\s])", "", str(word)) for word in command]
+    return told
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:

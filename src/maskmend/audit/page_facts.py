@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from maskmend.audit.record import CaseRecord
 from maskmend.data.case import Dataset
 from maskmend.draw import ESTIMATE, GIVEN
 from maskmend.overlay import CLASS_COLOURS
+from maskmend.pseudonyms import title_of
 from maskmend.report import Section, Table, installed_version
 
 PLAIN_ROWS = 200
@@ -62,7 +62,7 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
     colours = [CLASS_COLOURS[i % len(CLASS_COLOURS)] for i in range(len(foreground))]
     legend = [(i + 1, name, colours[i]) for i, (name, _) in enumerate(foreground)]
     return {
-        "title": str(facts.get("title") or f"Audit of {_name(dataset.root)}"),
+        "title": str(facts.get("title") or f"Audit of {title_of(dataset.root)}"),
         "lead": [*_lead(records, curve, facts), *map(str, facts.get("notes", ()))],
         "tiles": _tiles(records, curve, facts),
         "charts": [_histogram(records), _budget(curve)],
@@ -74,10 +74,6 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
         "sections": [*_class_noise(facts), *facts.get("sections", ()), *_exam(facts), *_made(facts)],
         "meaning": MEANING, "footer": f"maskmend {installed_version()}",
     }  # fmt: skip
-
-
-def _name(root: Path) -> str:
-    return root.stem if root.is_file() else root.name
 
 
 def _lead(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from maskmend.data.preprocess import IGNORED
 from maskmend.evaluate.statistics import Interval
 from maskmend.overlay import CLASS_COLOURS, displayed, mosaic, region, sections, tile
 from maskmend.overlay import Section as Plane
+from maskmend.pseudonyms import title_of
 from maskmend.report import Picture, Section, Table, write_report
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def write_page(report: RaterReport, out: Path | str) -> tuple[Path, Path]:
     out, root = Path(out), report.dataset.root
     first, *rest = page_sections(report)
     lead, first = sentences(report)[:2], replace(first, text=sentences(report)[2:])
-    title = f"Raters of {root.stem if root.is_file() else root.name}"
+    title = f"Raters of {title_of(root)}"
     page = write_report(out / "raters.html", title, lead, [first, *rest])
     write_text(out / "raters.json", json.dumps(plain(report.to_json()), indent=1, ensure_ascii=False) + "\n")
     return page, out / "raters.json"

@@ -55,6 +55,7 @@ class Job:
         out: the audit folder.
         config: settings.
         place: the run or the folder of probabilities; None for folds.
+        trust_code: the run's settings may name code that is not maskmend's.
     """
 
     dataset: Dataset
@@ -63,6 +64,7 @@ class Job:
     out: Path
     config: Config
     place: Path | None = None
+    trust_code: bool = False
 
 
 def audit(
@@ -74,6 +76,7 @@ def audit(
     probs: Path | str | None = None,
     workers: int = 0,
     overwrite: bool = False,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Find the masks that are wrong, and say where and how.
 
@@ -88,6 +91,7 @@ def audit(
         probs: judge with the probabilities in this folder, made by another program.
         workers: folds trained at the same time (Ray); 0: one after the other in this process.
         overwrite: begin anew where `out` holds another audit.
+        trust_code: execute the code of its own that a run names; without it such a run is refused.
 
     Returns:
         What is in `audit.json`: "facts", "records" worst first, and the paths "table" and "report".
@@ -97,7 +101,7 @@ def audit(
         DataError: faults of the data or of the probabilities. Interrupted: Ctrl-C; the same call goes on.
     """
     out, config = Path(out), config or Config()
-    job = _job(Path(source), out, config, run, probs)
+    job = replace(_job(Path(source), out, config, run, probs), trust_code=trust_code)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _claim(job, overwrite)
@@ -169,7 +173,7 @@ def _clear(out: Path) -> None:
         path = out / name
         if name == "LOCK" or not path.exists():
             continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _state(job: Job) -> dict[str, Any]:
@@ -225,7 +229,7 @@ def _source(job: Job, workers: int) -> Probs:
         return folder
     from maskmend.train.run import Run
 
-    model, store = Run.open(job.place), Store(job.out / PROBS)
+    model, store = Run.open(job.place, trust_code=job.trust_code), Store(job.out / PROBS)
     if list(model.labels.values()) != list(job.dataset.labels.values()):
         fact = f"the run's classes are {model.labels}, the data set's {dict(job.dataset.labels)}"
         raise UsageError(fact, job.place, "audit the data set it was trained on")

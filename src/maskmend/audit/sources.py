@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
+from maskmend import pseudonyms
 from maskmend.audit.store import Store
 from maskmend.data.case import Case, Dataset
-from maskmend.data.images import read_image, read_label
-from maskmend.errors import DataError, UsageError
+from maskmend.data.images import read_header, read_image, read_label
+from maskmend.errors import DataError, ResourceError, UsageError
 
 Probs = Callable[[Case], np.ndarray]
 """Gives the probabilities (K, *S) of a case on its own grid, float32, background first."""
@@ -74,17 +78,23 @@ class ProbsFolder:
         found = self._find(case.id)
         if not found:
             raise DataError("no probabilities", case.id, f"expected in {self.folder}")
+        assert case.label is not None
+        most_values = len(self.dataset.labels) * prod(read_header(case.label).shape)
         if len(found) > 1:
-            parts = [self._array(path, 1) for path in found]
+            parts = [self._array(path, 1, most_values) for path in found]
             shapes = {part.shape for part in parts}
             if len(shapes) > 1:
                 raise DataError(f"files of one case differ in shape: {sorted(shapes)}", found[0])
             probs = np.concatenate(parts)
         else:
-            probs = self._array(found[0], None)
+            probs = self._array(found[0], None, most_values)
         return self._checked(probs, case, found[0])
 
     def _find(self, case: str) -> list[Path]:
+        names = pseudonyms.active()
+        return self._named(case) or (self._named(names.original(case)) if names else [])
+
+    def _named(self, case: str) -> list[Path]:
         for suffix in (*ARRAYS, *VOLUMES):
             if f"{case}{suffix}" in self.files:
                 return [self.files[f"{case}{suffix}"]]
@@ -107,10 +117,10 @@ class ProbsFolder:
         wanted = range(count) if 0 in found else range(1, count)
         return [found[k] for k in wanted] if found and all(k in found for k in wanted) else []
 
-    def _array(self, path: Path, channels: int | None) -> np.ndarray:
+    def _array(self, path: Path, channels: int | None, most_values: int) -> np.ndarray:
         """(K, *S) as the file means it, or (1, *S)."""
         if path.suffix in ARRAYS:
-            array = _load(path)
+            array = _load(path, most_values)
         else:
             count = channels or len(self.dataset.labels)
             try:
@@ -158,20 +168,61 @@ class ProbsFolder:
         return np.ascontiguousarray(backwards) if fits[1] > fits[0] else probs
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path, most_values: int) -> np.ndarray:
+    """The array of a .npy file, or the one of a .npz archive that holds probabilities.
+
+    The array's own header is read first: Python objects (pickles) and more values than the case can have are
+    refused before anything is unpacked.
+    """
     try:
-        content: Any = np.load(path)
         if path.suffix == ".npy":
-            return np.asarray(content)
-        with content:
-            key = next((key for key in KEYS if key in content), None)
-            key = key or (content.files[0] if len(content.files) == 1 else None)
-            if key is None:
-                names = ", ".join(content.files)
-                raise DataError(f"holds the arrays {names}", path, f"one of them must be called {KEYS[0]}")
-            return np.asarray(content[key])
-    except (OSError, ValueError, EOFError) as fault:
+            with path.open("rb") as file:
+                _guard(file, path, most_values)
+            return np.asarray(np.load(path, allow_pickle=False))
+        with zipfile.ZipFile(path) as archive:
+            member = _member(archive, path)
+            with archive.open(member) as packed:
+                _guard(packed, path, most_values)
+            with archive.open(member) as packed:
+                return np.lib.format.read_array(packed, allow_pickle=False)
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        SyntaxError,
+    ) as fault:
+        # RuntimeError: encrypted, or packed in a way that Python does not know
         raise DataError(f"cannot be read as a NumPy array ({fault})", path) from fault
+
+
+def _member(archive: zipfile.ZipFile, path: Path) -> str:
+    """Only names that NumPy gives are looked up; nothing is ever extracted to the disk."""
+    names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    key = next((key for key in KEYS if key in names), names[0] if len(names) == 1 else None)
+    if key is None:
+        listed = ", ".join(names[:10]) or "none"
+        raise DataError(f"holds the arrays {listed}", path, f"one of them must be called {KEYS[0]}")
+    return f"{key}.npy"
+
+
+def _guard(file: IO[bytes], path: Path, most_values: int) -> None:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format {version}")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise DataError(
+            "holds Python objects, which are never loaded", path, "save numbers: probs.astype('float32')"
+        )
+    if dtype.kind not in "biuf" or dtype.itemsize > 16:
+        raise DataError(f"holds {str(dtype)[:40]} values, which are no probabilities", path)
+    if prod(shape) > most_values:
+        fact = f"claims {' x '.join(map(str, shape))} values; the case has {most_values:,}"
+        raise ResourceError(fact, path, "export the probabilities on the image's own grid")
 
 
 def _refuse_no_probabilities(probs: np.ndarray, path: Path) -> None:

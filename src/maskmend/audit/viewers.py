@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maskmend import pseudonyms
 from maskmend.audit.files import CaseFiles
 from maskmend.audit.record import CaseRecord
 from maskmend.data.formats import suffix_of
@@ -42,7 +43,7 @@ def open_commands(record: CaseRecord, files: CaseFiles, *, windows: bool | None 
         files: of the case.
         windows: quote for Windows' command line rather than a POSIX shell; None: for this system.
     """
-    if not files.images:
+    if not files.images or pseudonyms.active():  # a command that works names the files
         return []
     found = [_slicer(record, files), _napari(record, files)]
     if all(suffix_of(path) in VOLUME_SUFFIXES for path in files.all):

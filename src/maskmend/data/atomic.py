@@ -13,6 +13,7 @@ from pathlib import Path
 from maskmend.data.formats import stem_of, suffix_of
 from maskmend.data.owner import temporary_name
 from maskmend.errors import ResourceError, UsageError, UserError
+from maskmend.pseudonyms import clean_paths
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (
@@ -52,7 +53,7 @@ def atomic_write(path: Path, writer: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically, with the same line ends on every system."""
-    atomic_write(path, lambda temporary: temporary.write_bytes(text.encode()))
+    atomic_write(path, lambda temporary: temporary.write_bytes(clean_paths(text).encode()))
 
 
 def to_disk(path: Path) -> None:

@@ -280,7 +280,7 @@ def _find(entry: Path) -> tuple[Inverse, np.ndarray] | None:
         held = _load(entry, inverse, "r")  # memory-mapping a file that was cut short fails
         if (0 if held.raters is None else len(held.raters)) != facts.get("raters", 0):
             raise ValueError(f"{entry} lacks masks of raters")
-        return inverse, np.load(entry / "voxels.npy")
+        return inverse, np.load(entry / "voxels.npy", allow_pickle=False)
     except (OSError, ValueError, KeyError, EOFError):
         away = entry.with_name(owner.temporary_name("damaged"))
         try:
@@ -295,7 +295,7 @@ def _load(entry: Path, inverse: Inverse, mode: Any) -> Prepared:
     arrays: dict[str, Any] = {}
     for name in ("image", "label", "valid", "raters"):
         path = entry / f"{name}.npy"
-        arrays[name] = np.load(path, mmap_mode=mode) if path.exists() else None
+        arrays[name] = np.load(path, mmap_mode=mode, allow_pickle=False) if path.exists() else None
         if arrays[name] is not None and arrays[name].shape[-len(inverse.prepared) :] != inverse.prepared:
             raise ValueError(f"{path} does not fit its entry")
     if arrays["image"] is None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from maskmend import pseudonyms
 from maskmend.data.case import Case, Dataset
 from maskmend.data.formats import suffix_of
 from maskmend.data.layouts import Found, detect, find_folders, find_msd, find_nnunet
@@ -16,7 +17,7 @@ from maskmend.data.listing import image_files
 from maskmend.data.manifest import find_csv, is_manifest
 from maskmend.data.raters import chosen_raters
 from maskmend.data.sidefile import DATASET_NAME, SIDE_NAME, SideFile, load_side
-from maskmend.errors import DataError, UsageError, unknown
+from maskmend.errors import DataError, UsageError, shown, unknown
 
 LAYOUTS = ("folders", "nnunet", "msd", "csv")
 _LISTED = 10
@@ -61,11 +62,13 @@ def find_cases(
         DataError: images without labels or the reverse, a missing channel, ids equal but for letter case.
     """
     path = Path(path)
+    if names := pseudonyms.active():
+        names.know_place(path)
     root, kind = _located(path, layout, need_labels)
     folder = root if root.is_dir() else root.parent
     side = load_side(folder)
-    names = tuple(channels or side.channels or ())
-    found = _searched(root, kind, len(names) or None)
+    channels = tuple(channels or side.channels or ())
+    found = _searched(root, kind, len(channels) or None)
     if not found.cases:
         raise _nothing(path, "holds no cases")
     cases = _completed(found.cases, side, root)
@@ -79,12 +82,32 @@ def find_cases(
     return Dataset(
         root,
         kind,
-        tuple(sorted(cases, key=lambda case: case.id)),
+        tuple(sorted(hidden(cases), key=lambda case: case.id)),
         values,
-        names or found.channels,
+        channels or found.channels,
         next((v for v in (ignore, unlabelled, side.ignore, found.ignore) if v is not None), None),
         tuple(spacing_mm or side.spacing_mm or ()) or None,
     )
+
+
+def hidden(cases: Iterable[Case]) -> list[Case]:
+    """The cases under their pseudonyms while such are in use; the paths of their files stay what they are."""
+    names = pseudonyms.active()
+    if names is None:
+        return list(cases)
+    cases = list(cases)
+    names.know(case.id for case in cases)
+    renamed = [
+        replace(
+            case,
+            id=names.of("case", case.id),
+            group=case.group and names.of("patient", case.group),
+            site=case.site and names.of("site", case.site),
+        )
+        for case in cases
+    ]
+    names.save()
+    return renamed
 
 
 def _located(path: Path, layout: str | None, need_labels: bool) -> tuple[Path, str]:
@@ -156,14 +179,23 @@ def _completed(cases: Iterable[Case], side: SideFile, root: Path) -> list[Case]:
                 raise unknown(f"case in {key!r}", name, known, folder / SIDE_NAME)
     raters = {}
     for name, place in side.raters.items():
+        _refuse_outside(place, folder)
         if not os.path.isdir(folder / place):
             raise DataError(f"the folder {place} of the rater {name!r} does not exist", folder / SIDE_NAME)
         raters[name] = image_files(folder / place)
     return [_with_side(case, side, raters, folder) for case in cases]
 
 
+def _refuse_outside(name: str, folder: Path) -> None:
+    """A downloaded side file may not point anywhere else, as in the Decathlon's lists."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"lists a file outside the data set: {name}", folder / SIDE_NAME)
+
+
 def _with_side(case: Case, side: SideFile, raters: Mapping[str, Mapping[str, Path]], folder: Path) -> Case:
     mask = side.ignore_masks.get(case.id)
+    if mask:
+        _refuse_outside(mask, folder)
     if mask and not os.path.isfile(folder / mask):
         raise DataError(f"the ignore mask {mask} of {case.id} does not exist", folder / SIDE_NAME)
     return replace(
@@ -251,7 +283,7 @@ def _of_raters(cases: Sequence[Case], wanted: Sequence[str], root: Path) -> list
     own = {case.id for case in kept if case.split == "test" or (case.trusted and case.label)}
     undrawn = [case.id for case in kept if not case.raters and case.id not in own]
     if undrawn:
-        _log.warning("%s: left out, drawn by none of the raters: %s", root, _first(undrawn))
+        _log.warning("%s", shown(f"{root}: left out, drawn by none of the raters: {_first(undrawn)}"))
     drawn = [case for case in kept if case.raters or case.id in own]
     return [case if case.id in own else _relabelled(case, min(case.raters)) for case in drawn]
 
@@ -276,7 +308,7 @@ def _check_pairs(
     if need_labels:
         hint = "image and label have the same name (but for a channel number _0000); remove or complete them"
         raise DataError("; ".join(facts), root, hint)
-    _log.warning("%s: %s", root, "; ".join(facts))
+    _log.warning("%s", shown(f"{root}: {'; '.join(facts)}"))
 
 
 def _first(names: Sequence[str]) -> str:

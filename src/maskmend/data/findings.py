@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from maskmend.data.case import Dataset
-from maskmend.errors import DataError, ResourceError, UsageError, UserError
+from maskmend.errors import DataError, ResourceError, UsageError, UserError, shown
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -45,6 +45,11 @@ class Finding:
     file: str | None = None
     fix: Fix | None = None
     exit_code: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("text", "remedy", "file"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, shown(value))
 
     def line(self) -> str:
         """The finding in one line: case, file, fact."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from maskmend import pseudonyms
 from maskmend.data.case import Case
 from maskmend.data.dicom import is_series
 from maskmend.data.formats import stem_of
@@ -188,6 +189,8 @@ def _msd_case(root: Path, entry: Any, split: str) -> Case:
     image, label = (_inside(root, pair.get(key)) for key in ("image", "label"))
     if image is None:
         raise DataError(f"the entry {entry!r} names no image", root / DATASET_NAME)
+    if names := pseudonyms.active():
+        names.know(stem_of(path) for path in (image, label) if path)
     return Case(stem_of(image), (image,), label, split=split)
 
 

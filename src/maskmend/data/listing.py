@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from maskmend import pseudonyms
 from maskmend.data.dicom import is_series
 from maskmend.data.formats import stem_of, suffix_of
 from maskmend.errors import DataError
@@ -23,10 +24,13 @@ def image_files(folder: Path, *, series: bool = False) -> dict[str, Path]:
         DataError: two files of one stem, such as a.png and a.jpg.
     """
     found: dict[str, Path] = {}
+    names = pseudonyms.active()
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not _is_image(path, series):
             continue
         stem = stem_of(path)
+        if names:
+            names.know([_CHANNEL.sub(r"\1", stem), stem])
         if stem in found:
             fact = f"two files for one case: {found[stem].name} and {path.name}"
             raise DataError(fact, folder, "keep one of them")

@@ -9,12 +9,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from maskmend import pseudonyms
 from maskmend.data.case import Case
 from maskmend.data.formats import stem_of
 from maskmend.data.layouts import Found
 from maskmend.errors import DataError, UsageError
 
 COLUMNS = ("id", "image", "label", "trusted", "group", "split", "ignore", "site")
+_NO_FILES = ("trusted", "split", "id", "group", "site")
 _YES, _NO = ("1", "true", "yes", "y"), ("", "0", "false", "no", "n")
 _SPLITS = {"": "train", "train": "train", "training": "train", "test": "test", "testing": "test"}
 
@@ -59,6 +61,12 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise UsageError(
             f"is no table: {error}", f"{path} line {reader.line_num}", "save it as CSV"
         ) from error
+    if names := pseudonyms.active():
+        for row in rows:
+            names.know([value for key, value in row.items() if key == "id"])
+            names.know([value for key, value in row.items() if key == "group"], "patient")
+            names.know([value for key, value in row.items() if key == "site"], "site")
+            names.know([stem_of(value) for key, value in row.items() if key not in _NO_FILES and value])
     return columns, rows
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from maskmend import pseudonyms
 from maskmend.errors import DataError, UsageError, unknown
 
 SIDE_NAME, DATASET_NAME = "maskmend.json", "dataset.json"
@@ -55,7 +56,12 @@ def load_side(root: Path) -> SideFile:
     if not path.is_file():
         return SideFile()
     try:
-        return SideFile(**load_json(path))
+        side = SideFile(**load_json(path))
+        if names := pseudonyms.active():
+            names.know([*side.trusted, *side.groups, *side.ignore_masks, *side.test, *side.sites])
+            names.know(side.groups.values(), "patient")
+            names.know(side.sites.values(), "site")
+        return side
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maskmend import pseudonyms
 from maskmend.config import DataConfig
 from maskmend.data.case import Case
-from maskmend.data.dataset import find_cases
+from maskmend.data.dataset import find_cases, hidden
 from maskmend.data.formats import LABEL_SUFFIXES, stem_of, suffix_of
 from maskmend.data.layouts import detect
 from maskmend.data.listing import image_files
@@ -71,6 +72,9 @@ def find_pairs(pred: Path | str, ref: Path | str, data: DataConfig) -> Pairs:
         DataError: a reference without a prediction (up to ten are named), or no labelled case.
     """
     pred, ref = Path(pred).expanduser(), Path(ref).expanduser()
+    if names := pseudonyms.active():
+        names.know_place(pred)
+        names.know_place(ref)
     for path, kind in ((pred, "prediction"), (ref, "reference")):
         if not path.exists():
             raise UsageError(f"the {kind} does not exist", path)
@@ -85,12 +89,14 @@ def find_pairs(pred: Path | str, ref: Path | str, data: DataConfig) -> Pairs:
         labels, ignore, spacing = dict(dataset.labels), dataset.ignore, dataset.spacing_mm
     else:
         files = {stem_of(ref): ref} if ref.is_file() else _label_files(ref, "references")
-        cases = [Case(stem, (), file) for stem, file in files.items()]
+        cases = hidden(Case(stem, (), file) for stem, file in files.items())
         labels, ignore = dict(data.labels or {}), data.ignore
         spacing = None if data.spacing_mm is None else tuple(data.spacing_mm)
         if pred.is_file() and ref.is_file():  # two files are a pair whatever their names
             found = {cases[0].id: pred}
     labels = {name: value for name, value in labels.items() if value not in (0, ignore)}
+    if names:
+        found = {names.of("case", stem): file for stem, file in found.items()}
     pairs = _matched(found, cases, pred, ref)
     unmatched = tuple(sorted(found.keys() - {pair.case for pair in pairs}))
     return Pairs(pairs, labels, ignore, spacing, unmatched)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskmend import pseudonyms
 from maskmend.data.case import Case
-from maskmend.data.dataset import find_cases
+from maskmend.data.dataset import find_cases, hidden
 from maskmend.data.formats import MAX_VOXELS, Header
 from maskmend.data.images import read_header, stem_of, suffix_of
 from maskmend.data.plan import Plan
@@ -29,7 +30,9 @@ def find_inputs(path: Path, plan: Plan) -> list[Case]:
     """
     path = Path(path)
     if path.is_file() and suffix_of(path):
-        return [_one_file(path, plan.in_channels)]
+        if hide := pseudonyms.active():
+            hide.know_place(path.parent)
+        return hidden([_one_file(path, plan.in_channels)])
     names = [channel.name for channel in plan.channels]
     dataset = find_cases(path, channels=names, need_labels=False)
     cases = sorted(dataset.test or dataset.cases, key=lambda case: case.id)

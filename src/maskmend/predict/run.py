@@ -61,6 +61,7 @@ def predict(
     batch: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
+    trust_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Segment images with a trained run.
@@ -81,6 +82,7 @@ def predict(
         batch: windows per forward pass.
         device: "auto", "cpu", "cuda" or "cuda:N".
         overwrite: replace what `out` holds of these cases, whoever made it.
+        trust_code: execute the method or network of its own that a run folder names; without it such a run is refused.
         progress: called with (done, total) after each case.
 
     Returns:
@@ -91,7 +93,7 @@ def predict(
         DataError: some cases could not be read; the others are written.
         ResourceError: not enough memory. Interrupted: Ctrl-C; the same call goes on.
     """
-    opened = _opened(run)
+    opened = _opened(run, trust_code)
     settings = _settings(config or opened.config, overlap, mirror, save, batch)
     cases = find_inputs(Path(input), opened.plan)
     max_voxels = (config or opened.config).data.max_voxels
@@ -216,12 +218,12 @@ class _Prediction:
             self.progress(self.done, len(self.cases))
 
 
-def _opened(run: Model | Path | str) -> Model:
+def _opened(run: Model | Path | str, trust_code: bool) -> Model:
     if not isinstance(run, str | Path):
         return run
     from maskmend.train.run import Run
 
-    opened: Any = Run.open(Path(run))
+    opened: Any = Run.open(Path(run), trust_code=trust_code)
     model: Model = opened
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     found = [folder / name for name in (NEW, STATE, PREVIOUS) if (folder / name).exists()]
     for path in found:
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read(path)
         except Exception as fault:
             message(f"{path.name} cannot be read ({type(fault).__name__}); trying the state before it")
             continue
@@ -50,6 +51,18 @@ def load(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def _read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Tensors and plain values of one state.
+
+    Torch stores its parts as they are. A packed part is none of ours, and might unpack to any size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("holds packed parts")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    return state
+
+
 def memories_in_use(folder: Path) -> set[int]:
     """The memory versions that the stored states refer to."""
     states = (_peek(folder / name) for name in (NEW, STATE, PREVIOUS))
@@ -58,7 +71,6 @@ def memories_in_use(folder: Path) -> set[int]:
 
 def _peek(path: Path) -> dict[str, Any] | None:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return _read(path, mapped=True)
     except Exception:
         return None
-    return state

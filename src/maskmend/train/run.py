@@ -33,7 +33,7 @@ from maskmend.data.owner import sweep
 from maskmend.data.plan import Plan, make_plan
 from maskmend.data.raters import Raters
 from maskmend.data.sidefile import load_json
-from maskmend.errors import UsageError
+from maskmend.errors import UsageError, shown
 from maskmend.methods.base import Method
 from maskmend.progress import message, track
 from maskmend.train import checkpoint, engine, lock
@@ -62,10 +62,15 @@ class Run:
     config: Config
     plan: Plan
     facts: dict[str, Any]
+    trust_code: bool = False
 
     @classmethod
-    def open(cls, folder: Path | str) -> Run:
-        """Read a run folder.
+    def open(cls, folder: Path | str, *, trust_code: bool = False) -> Run:
+        """Read a run folder. No code is executed yet.
+
+        Args:
+            folder: as `maskmend train` left it.
+            trust_code: let `method` import what the run's settings name beside maskmend's own methods and networks.
 
         Raises:
             UsageError: not a run folder, no model in it yet, or one from a newer maskmend.
@@ -80,7 +85,7 @@ class Run:
             raise UsageError(
                 f"has format {facts.get('format')!r}, this is {FORMAT!r}", folder, "update maskmend"
             )
-        return cls(folder, load(folder / CONFIG, []), _stored(Plan, folder / PLAN), facts)
+        return cls(folder, load(folder / CONFIG, []), _stored(Plan, folder / PLAN), facts, trust_code)
 
     @property
     def labels(self) -> dict[str, int]:
@@ -93,8 +98,17 @@ class Run:
         return _stored(Fingerprint, self.folder / FINGERPRINT)
 
     def method(self) -> Method:
-        """The trained method, in evaluation mode on the CPU. Only safetensors are read, never a pickle."""
+        """The trained method, in evaluation mode on the CPU. Only safetensors are read, never a pickle.
+
+        Raises:
+            UsageError: no model, not safetensors, one that does not fit, or a run of foreign code that nobody vouched
+                for with `trust_code`.
+        """
         path = self.folder / MODEL
+        foreign = [name for name in (self.config.method.name, self.config.network.name) if _is_foreign(name)]
+        if foreign and not self.trust_code:
+            fact = f"would execute code that is not maskmend's: {', '.join(foreign)}"
+            raise UsageError(fact, self.folder / CONFIG, "where you know that code, add --trust-code")
         if not path.is_file():
             raise UsageError(
                 "holds no model yet", self.folder, "finish it with `maskmend train ... --resume`"
@@ -186,6 +200,11 @@ def method_settings(config: Config) -> dict[str, Any]:
     return dict(config.method.model_extra or {})
 
 
+def _is_foreign(name: str) -> bool:
+    """Whether a method or network is a file or package of somebody else's: a run from elsewhere may name any."""
+    return name.endswith(".py") or ":" in name
+
+
 def _train_locked(
     source: Path | str | Dataset,
     out: Path,
@@ -221,7 +240,7 @@ def _train_locked(
         run_facts["raters"] = list(raters.names)
     if resume and _refuse_changes(out, config, run_facts):
         _tidy(out, config)
-        return Run.open(out)
+        return Run.open(out, trust_code=True)  # the caller named that code just now
     write_text(out / CONFIG, dump(config))
     _write_json(out / FACTS, run_facts | {"status": "running"})
     job = Job(
@@ -239,7 +258,7 @@ def _train_locked(
         fit, job, device=config.device, precision=config.train.precision, processes=config.train.processes
     )
     _tidy(out, config)
-    return Run.open(out)
+    return Run.open(out, trust_code=True)  # the caller named that code
 
 
 def _tidy(out: Path, config: Config) -> None:
@@ -255,7 +274,7 @@ def _claim(out: Path, resume: bool, overwrite: bool) -> None:
         with lock.locked(out):
             for path in out.iterdir():
                 if path.name != lock.NAME:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     taken = (out / FACTS).exists()
     if taken and not resume:
         raise UsageError(
@@ -375,11 +394,11 @@ def _stored(kind: type[Model], path: Path) -> Model:
 
 
 def _facts(config: Config, cache: Cache, command: list[str], cases: int, held_out: int) -> dict[str, Any]:
-    shown = [Path(command[0]).name, *command[1:]] if command else []
+    words = [Path(command[0]).name, *command[1:]] if command else []
     return {
         "format": FORMAT,
         "maskmend": version("maskmend"),
-        "command": shown,
+        "command": [shown(word) for word in words],
         "data": cache.key,
         "cases": cases,
         "held_out": held_out,

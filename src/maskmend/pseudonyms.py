@@ -1,0 +1,206 @@
+"""Stable names in place of case ids, patients, sites and paths, for logs, reports and results that are passed on.
+
+Ids are replaced where cases are found, so everything behind (tables, pages, pictures, file names) never knows them;
+messages and written texts are searched for the paths and file names that are left. A name is a keyed hash: without
+the names file nobody can tell whom it stands for, not even by trying all names of a hospital.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from maskmend.errors import UsageError, hide_with
+
+_TOKEN = re.compile(r"[^\s/\\,;:'\"()\[\]<>=]+")
+_SHORT = 3  # an id such as "1" or "b" is no name, and hiding it everywhere would spoil all figures
+_PLACES = re.compile(
+    r"(?:images?|imgs?|labels?|masks?|imagesT[rs]|labelsT[rs]|labels(?:T[rs])?_.+|train|test)$"
+)
+_active: Pseudonyms | None = None
+
+
+class Pseudonyms:
+    """The names of one project, kept in a file of its own that only its owner can read.
+
+    Args:
+        file: JSON with the key and, for whoever holds it, what each name stands for; made when missing.
+
+    Raises:
+        UsageError: the file is not one of ours or cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._known: dict[str, str] = {}  # what may stand in a text, and what stands there instead
+        self._odd: list[str] = []  # of these, the ones that are more than one word
+        self._roots: list[str] = []
+        self._names: dict[str, str] = {}
+        if file.exists():
+            self._load()
+        else:
+            self._key = secrets.token_bytes(32)
+            self.save()
+
+    def _load(self) -> None:
+        try:
+            content = json.loads(self.file.read_text(encoding="utf-8"))
+            self._key, self._names = bytes.fromhex(content["key"]), dict(content["names"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                "is no file of names", self.file, "give a new file, or the one of before"
+            ) from error
+
+    def of(self, kind: str, original: str) -> str:
+        """The name of a case, patient or site: its kind and twelve hexadecimal digits."""
+        if original in self._names:  # already one of ours
+            return original
+        digest = hashlib.blake2b(f"{kind} {original}".encode(), key=self._key, digest_size=6).hexdigest()
+        name = f"{kind}-{digest}"
+        self._names[name] = original
+        return name
+
+    def original(self, name: str) -> str:
+        """What a name stands for; anything else is given back."""
+        return self._names.get(name, name)
+
+    def know(self, originals: Iterable[str], kind: str = "case") -> None:
+        """Hide these ids wherever they stand in a text."""
+        for original in originals:
+            if original and original not in self._known and original not in self._names:
+                self._known[original] = self.of(kind, original)
+                if not _TOKEN.fullmatch(original):
+                    self._odd.append(original)
+        self._odd.sort(key=len, reverse=True)
+
+    def know_place(self, path: Path) -> None:
+        """Hide where the data lie: the path as given and as it is."""
+        whole = path.expanduser().resolve()
+        found = {str(one) for one in (path, path.expanduser(), path.expanduser().absolute(), whole)}
+        self._roots = sorted({*self._roots, *found} - {"", ".", "..", "/"}, key=len, reverse=True)
+
+    def save(self) -> None:
+        """Write the names down, readable by the owner alone."""
+        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        text = json.dumps({"key": self._key.hex(), "names": self._names}, indent=1, ensure_ascii=False)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with open(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+            ) as file:
+                file.write(text + "\n")
+            os.replace(temporary, self.file)
+        except OSError as error:
+            raise UsageError(
+                f"cannot be written: {error.strerror}", self.file, "choose another place"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def clean(self, text: str) -> str:
+        """A message without ids, file names and places."""
+        text = self.clean_paths(text)
+        for original in self._odd:
+            if len(original) >= _SHORT:
+                text = text.replace(original, self._known[original])
+        return _TOKEN.sub(lambda match: self._word(match[0], _SHORT), text)
+
+    def clean_paths(self, text: str) -> str:
+        """A text without paths of the data; other words stay as they are, since they may be settings."""
+        for root in self._roots:
+            if root not in text:
+                continue
+            pattern = re.escape(root) + r"((?:[/\\]+[^\s/\\\"'<>|,;:]*)*)(?![\w.-])"
+            text = re.sub(pattern, lambda match: f"DATA{self._parts(match[1])}", text)
+        for parent in self._parents():
+            text = text.replace(f"{parent}{os.sep}", f"...{os.sep}")
+        return text
+
+    def _parents(self) -> list[str]:
+        folders = {str(one) for root in self._roots for one in Path(root).parents if len(one.parts) > 2}
+        return sorted(folders, key=len, reverse=True)
+
+    def _parts(self, rest: str) -> str:
+        parts = re.split(r"([/\\]+)", rest)
+        return "".join(part if not part or part[0] in "/\\" else self._part(part) for part in parts)
+
+    def _part(self, part: str) -> str:
+        word = self._word(part, 0)
+        if word != part or _PLACES.match(part) or part in ("dataset.json", "maskmend.json"):
+            return word
+        return self.of("file", part)
+
+    def _word(self, word: str, least: int) -> str:
+        """The word with the id in it replaced: a.nii.gz and a_0001.png are files of the case a."""
+        stem, ending = word.rstrip("."), word[len(word.rstrip(".")) :]
+        for _ in range(3):
+            for base in (stem, re.sub(r"_\d{4}$", "", stem)):
+                if base in self._known and (len(base) >= least or ending.strip(".")):
+                    return self._known[base] + stem[len(base) :] + ending
+            cut, dot, suffix = stem.rpartition(".")
+            if not dot or not cut:
+                break
+            stem, ending = cut, f".{suffix}{ending}"
+        return word
+
+
+def active() -> Pseudonyms | None:
+    """The names in use, None where ids are shown as they are."""
+    return _active
+
+
+def start(file: Path, out: Path | None = None) -> None:
+    """Use names from now on in this process.
+
+    Args:
+        file: see `Pseudonyms`.
+        out: where results go; the file of names must lie elsewhere, or it would be passed on with them.
+
+    Raises:
+        UsageError: the file lies in `out`, or is none of ours.
+    """
+    global _active
+    if out is not None and out.resolve() in file.expanduser().resolve().parents:
+        raise UsageError(
+            "would lie among the results that it is to protect", file, "keep it in another folder"
+        )
+    _active = Pseudonyms(file.expanduser())
+    hide_with(_active.clean)
+
+
+def stop() -> None:
+    """Show ids again; names met so far are written down."""
+    global _active
+    if _active is not None:
+        _active.save()
+    _active = None
+    hide_with(None)
+
+
+@contextmanager
+def pseudonyms(file: Path | str, out: Path | str | None = None) -> Iterator[Pseudonyms]:
+    """`with pseudonyms("names.json"): train(...)`: what `--phi-safe` does on the command line."""
+    start(Path(file), None if out is None else Path(out))
+    try:
+        assert _active is not None
+        yield _active
+    finally:
+        stop()
+
+
+def title_of(root: Path) -> str:
+    """What a data set is called in a heading: its folder's name, unless names are hidden."""
+    if _active is not None:
+        return "the data set"
+    return root.stem if root.is_file() else root.name
+
+
+def clean_paths(text: str) -> str:
+    """A text to be written, without paths of the data while names are in use."""
+    return text if _active is None else _active.clean_paths(text)

@@ -1,0 +1,251 @@
+"""Names planted everywhere: none may come out in a report, a log or a result.
+
+Headers, always. Folders: in reports and messages never, and with `--phi-safe` nowhere. Case ids: with `--phi-safe`
+nowhere but in the file of names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import stat
+import sys
+import zlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from maskmend.cli import main
+from maskmend.pseudonyms import Pseudonyms, pseudonyms
+
+HEADER, FOLDER, CASE, GROUP = "HEADERCANARY", "FOLDERCANARY", "CASECANARY", "PATIENTCANARY"
+SMALL = (
+    "device=cpu", "method.name=supervised", "train.steps=10", "train.batch=2", "train.threads=1",
+    "train.checkpoint_every=5", "network.options={base: 4, limit: 8}",
+)  # fmt: skip
+
+
+def _flat_image(path: Path, pixels: np.ndarray) -> None:
+    text = PngInfo()
+    for key in ("Title", "Author", "Comment", "Description"):
+        text.add_text(key, HEADER, zip=key == "Comment")
+        text.add_itxt(key, HEADER)
+    exif = Image.Exif()
+    exif[270] = exif[315] = HEADER  # ImageDescription, Artist
+    Image.fromarray(pixels).save(path, pnginfo=text, exif=exif)
+
+
+def _volume(path: Path, voxels: np.ndarray) -> None:
+    image = nibabel.Nifti1Image(voxels, np.diag([1, 1.5, 2, 1.0]))
+    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+        image.header[field] = HEADER[: image.header[field].dtype.itemsize]
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", HEADER.encode()))
+    nibabel.save(image, path)
+
+
+@pytest.fixture(params=["png", "nii.gz"])
+def planted(request, tmp_path):
+    """Twelve cases with names in headers, ids, groups and the folders above; two raters."""
+    root = tmp_path / f"{FOLDER} Anna" / "cohort"
+    shape = (32, 32) if request.param == "png" else (16, 16, 8)
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        mask = np.zeros(shape, np.uint8)
+        mask[tuple(slice(2, n - 4 - number % 3) for n in shape)] = 1
+        image = (90 * mask + rng.integers(0, 60, shape)).astype(np.uint8)
+        write = _flat_image if request.param == "png" else _volume
+        for part, pixels in (
+            ("images", image),
+            ("labels", mask),
+            ("labels_one", mask),
+            ("labels_two", np.roll(mask, 1, 0)),
+        ):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            write(root / part / f"{CASE} {number:02d}.{request.param}", pixels)
+    groups = {f"{CASE} {number:02d}": f"{GROUP}{number // 2}" for number in range(12)}
+    sites = dict.fromkeys(groups, f"{GROUP} clinic")
+    (root / "maskmend.json").write_text(json.dumps({"groups": groups, "sites": sites}))
+    return root
+
+
+def _bytes(root: Path) -> dict[str, bytes]:
+    """Name and content of every file, with what is compressed in it."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        content = path.read_bytes() if path.is_file() else b""
+        if path.name.endswith(".gz"):
+            content += gzip.decompress(content)
+        if content.startswith(b"\x89PNG"):
+            for part in re.finditer(rb"(zTXt|iTXt|IDAT)", content):
+                try:
+                    content += zlib.decompressobj().decompress(content[part.end() :])
+                except zlib.error:
+                    continue
+        found[str(path.relative_to(root))] = str(path.relative_to(root)).encode() + b"\0" + content
+    return found
+
+
+def _holding(root: Path, *words: str) -> dict[str, list[str]]:
+    return {
+        name: [word for word in words if word.encode() in content or word.encode("utf-16-le") in content]
+        for name, content in _bytes(root).items()
+        if any(word.encode() in content or word.encode("utf-16-le") in content for word in words)
+    }
+
+
+@pytest.fixture
+def outside(tmp_path_factory, monkeypatch):
+    """Results go to a folder that has nothing to do with the data's."""
+    folder = tmp_path_factory.mktemp("results")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def _commands(root: Path) -> list[list[str]]:
+    audit = ["audit", str(root), "-o", "audit", *SMALL, "audit.folds=2"]
+    return [
+        ["check", str(root), "--json"],
+        ["check", str(root), "--sheet", "sheet.png"],
+        ["train", str(root), "-o", "run", *SMALL],
+        ["predict", "run", str(root / "images"), "-o", "predicted", "--save", "labels,probs,uncertainty"],
+        ["evaluate", "predicted", str(root), "-o", "scores.json"],
+        ["raters", str(root), "-o", "raters", "--consensus", "majority"],
+        audit,
+    ]
+
+
+def _all(root: Path, capfd: pytest.CaptureFixture[str], *more: str) -> str:
+    """Run every command; what they printed."""
+    printed = ""
+    for words in _commands(root):
+        code = main([*words, *more])
+        told = capfd.readouterr()
+        printed += told.out + told.err
+        assert code == 0, told.err
+    return printed
+
+
+def test_headers_and_folders_stay_where_they_are(planted, outside, capfd):
+    assert _holding(planted, HEADER), "the canary is planted"
+    printed = _all(planted, capfd)
+    assert HEADER not in printed
+    assert _holding(outside, HEADER) == {}
+    telling = _holding(outside, FOLDER)
+    # These say where the data lie because a later command or a viewer needs it; SECURITY.md lists them.
+    needed = {"run/run.json", "audit/state.json", "audit/audit.json", "audit/audit.csv", "audit/report.html"}
+    assert set(telling) <= needed | {f"audit/folds/{number}/run.json" for number in range(2)}
+
+
+def test_phi_safe_hides_ids_patients_and_places(planted, outside, capfd, tmp_path):
+    names = tmp_path / "kept apart" / "names.json"
+    printed = _all(planted, capfd, "--phi-safe", str(names))
+    for word in (HEADER, FOLDER, CASE, GROUP):
+        assert word not in printed, [line for line in printed.splitlines() if word in line][:5]
+    assert _holding(outside, HEADER, FOLDER, CASE, GROUP) == {}
+    held = json.loads(names.read_text())
+    assert os.name == "nt" or stat.S_IMODE(names.stat().st_mode) == 0o600
+    cases = {original for name, original in held["names"].items() if name.startswith("case-")}
+    assert {f"{CASE} {number:02d}" for number in range(12)} <= cases
+    scored = json.loads((outside / "scores.json").read_text())
+    assert {held["names"][row["case"]] for row in scored["rows"]} == {f"{CASE} {n:02d}" for n in range(12)}
+    predicted = [path.name.split(".")[0] for path in (outside / "predicted").iterdir() if path.is_file()]
+    assert {held["names"][name] for name in predicted if name != "predict"} == {
+        f"{CASE} {n:02d}" for n in range(12)
+    }
+
+
+def test_phi_safe_errors(planted, outside, capfd, tmp_path):
+    """Refusals are texts too: of a damaged file, of a missing label, of a list that does not fit."""
+    names = str(tmp_path / "names.json")
+    first, second = sorted((planted / "images").iterdir())[:2]
+    first.write_bytes(b"")
+    assert main(["check", str(planted), "--phi-safe", names]) == 3
+    assert main(["train", str(planted), "-o", "run", "--phi-safe", names]) == 3
+    (planted / "labels" / second.name).unlink()
+    assert main(["train", str(planted), "-o", "run", "--phi-safe", names]) == 3
+    side = json.loads((planted / "maskmend.json").read_text())
+    (planted / "maskmend.json").write_text(json.dumps(side | {"trusted": [f"{CASE} 99"]}))
+    assert main(["check", str(planted), "--json", "--phi-safe", names]) == 2
+    assert main(["check", str(planted / "nowhere"), "--phi-safe", names]) == 2
+    (planted / "table.csv").write_text(f"id,image,label\n{CASE} x,{CASE} gone.png,\n")
+    assert main(["check", str(planted / "table.csv"), "--phi-safe", names]) == 3
+    printed = "".join(capfd.readouterr())
+    for word in (FOLDER, CASE, GROUP):
+        assert word not in printed, [line for line in printed.splitlines() if word in line][:5]
+    assert "case-" in printed
+    assert "empty file" in printed
+
+
+def test_names_are_stable_and_keyed(tmp_path):
+    one, other = Pseudonyms(tmp_path / "one.json"), Pseudonyms(tmp_path / "other.json")
+    assert one.of("case", "Anna") == Pseudonyms(tmp_path / "one.json").of("case", "Anna")
+    assert one.of("case", "Anna") != other.of("case", "Anna"), "without the key a hash tells nothing"
+    assert one.of("case", "Anna") != one.of("patient", "Anna")
+    assert one.original(one.of("case", "Anna")) == "Anna"
+    assert one.of("case", one.of("case", "Anna")) == one.of("case", "Anna")
+    assert len({one.of("case", str(n)) for n in range(20_000)}) == 20_000
+
+
+def test_names_do_not_lie_among_results(tmp_path, planted, capfd):
+    out = tmp_path / "out"
+    assert main(["train", str(planted), "-o", str(out), "--phi-safe", str(out / "names.json")]) == 2
+    assert main(["check", str(planted), "--fix", str(out), "--phi-safe", str(tmp_path / "names.json")]) == 2
+    assert not out.exists()
+
+
+def test_figures_are_not_spoilt_by_short_ids(tmp_path):
+    with pseudonyms(tmp_path / "names.json") as names:
+        names.know(["1", "b", "12"])
+        assert names.clean("1 errors in 12 cases; b").startswith("1 errors in 12 cases")
+        assert "case-" in names.clean("labels/1.nii.gz: ends early")
+        assert names.clean("labels/12_0001.png").endswith("_0001.png")
+
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def test_html_in_names_is_escaped_on_every_page(tmp_path, outside, capfd):
+    root = tmp_path / "set"
+    shown = [
+        EVIL,
+        "</script><script>alert(1)</script>"[:9].replace("/", "") + "script>",
+        "{{7*7}}",
+        "'\"&amp;<b>",
+    ]
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        mask = np.zeros((32, 32), np.uint8)
+        mask[4 : 24 - number % 3, 5:20] = 1
+        name = f"{shown[number % 4]}{number}".replace("/", "")
+        for part, pixels in (
+            ("images", (90 * mask + rng.integers(0, 60, mask.shape)).astype(np.uint8)), ("labels", mask),
+            ("labels_<i>one", mask), ("labels_two", np.roll(mask, 2, 0)),
+        ):  # fmt: skip
+            (root / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / part / f"{name}.png")
+    for words in (
+        ["train", str(root), "-o", "run", *SMALL],
+        ["raters", str(root), "-o", "raters"],
+        ["audit", str(root), "-o", "audit", *SMALL, "audit.folds=2"],
+    ):
+        assert main(words) == 0, capfd.readouterr().err
+    pages = sorted(outside.rglob("*.html"))
+    assert len(pages) >= 3
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "<img src=x" not in text, page
+        assert "<script>alert" not in text, page
+        assert "<b>" not in re.sub(r"<b>(?=\w)", "", text) or "'\"&amp;<b>" not in text, page
+        assert "<i>one" not in text, page
+    audit = (outside / "audit" / "report.html").read_text(encoding="utf-8")
+    assert "onerror=alert(1)" in audit, "the name itself is there, harmless"
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-q"]))
