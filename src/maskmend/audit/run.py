@@ -20,8 +20,9 @@ from maskmend.audit.dataset_level import Totals, budget
 from maskmend.audit.estimate import Auditor
 from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
 from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
-from maskmend.audit.look import Look, open_case
+from maskmend.audit.look import Look, class_indices, open_case
 from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
+from maskmend.audit.outlines import ImageWitness, scaled_looks
 from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.sources import Probs, ProbsFolder, stored
@@ -29,7 +30,7 @@ from maskmend.audit.store import Store
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
-from maskmend.data.images import read_case
+from maskmend.data.images import read_case, read_label
 from maskmend.data.owner import sweep
 from maskmend.errors import DataError, Interrupted, UsageError
 from maskmend.progress import bar, message
@@ -212,7 +213,7 @@ def _audited(job: Job, workers: int) -> dict[str, Any]:
         trusted = frozenset(case.id for case in job.cases if case.trusted)
         auditor = estimate.fit(looks, ids, trusted, seed=job.config.audit.seed, progress=shown.update)
     check = SelfCheck.of(auditor, looks, ids, job.config.audit.seed)
-    records, totals = _judged(job, auditor, check, probs)
+    records, totals = _judged(job, auditor, check, probs, _witness(job))
     facts = _facts(job, auditor, check, records, totals) | {"seconds": round(time.monotonic() - began, 1)}
     return _written(job, records, facts)
 
@@ -239,7 +240,23 @@ def _source(job: Job, workers: int) -> Probs:
     return stored(store)
 
 
-def _judged(job: Job, auditor: Auditor, check: SelfCheck, probs: Probs) -> tuple[list[CaseRecord], Totals]:
+def _witness(job: Job) -> ImageWitness:
+    """What the images say of the outlines, whatever the models think."""
+    looks = {}
+    with bar("looking at outlines", len(job.cases)) as shown:
+        for case in job.cases:
+            assert case.label is not None
+            values, geometry = read_label(case.label, spacing_mm=job.dataset.spacing_mm)
+            label, valid = class_indices(values, job.dataset, case.id)
+            image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
+            looks[case.id] = scaled_looks(image, label, job.dataset.spacing_mm or geometry.spacing_mm, valid)
+            shown.update(1)
+    return ImageWitness.of(looks)
+
+
+def _judged(
+    job: Job, auditor: Auditor, check: SelfCheck, probs: Probs, witness: ImageWitness
+) -> tuple[list[CaseRecord], Totals]:
     """Every case's record, worst first, with its files written."""
     from maskmend.audit.structure import structure_findings, volume_outliers
 
@@ -251,6 +268,7 @@ def _judged(job: Job, auditor: Auditor, check: SelfCheck, probs: Probs) -> tuple
         for case in job.cases:
             look, values, geometry = open_case(case, job.dataset, probs)
             opinion = auditor.judge(look)
+            opinion = replace(opinion, odds=opinion.odds + witness(case.id))
             done = judge_case(case, opinion, values, geometry, job.dataset, check, job.out, usual)
             totals.add(done.joint, done.offsets_mm, done.record.rater, done.record.site)
             mixups.add(opinion, done.record.kind)

@@ -1,0 +1,98 @@
+"""What the images alone say of the outlines: a witness that has seen no model.
+
+A model that was trained on flawed masks, or on few, wavers about as much as a subtle flaw; the image does not. See
+`maskmend.appearance`: sound outlines look alike from case to case, a shifted one runs through what looks the same on
+both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from maskmend.appearance import LEAST_CASES, OutlineModel, explained, outline_looks
+from maskmend.audit.look import bounding_box
+from maskmend.audit.population import middle_and_spread
+
+DIAMETER = 32  # voxels across, to which objects are scaled: looks are of a voxel or two, flaws are parts of an object
+AROUND = 0.25  # of the diameter, kept about the mask
+MOST_ZOOM = 4.0
+MOST_VOXELS = 4_000_000
+EXPECTED = 0.75  # spreads by which flawed outlines are the worse explained; more would be believing too much
+RANGE = (-2.0, 4.0)  # spreads beyond which nothing more is believed
+
+
+def scaled_looks(
+    image: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], valid: np.ndarray | None = None
+) -> Tensor:
+    """`outline_looks` of the foreground, at a scale that goes by its size.
+
+    Args:
+        image: (C, *S), any numbers.
+        label: (*S) class indices.
+        spacing_mm: voxel size in the order of the axes.
+        valid: (*S) bool, False where the label is not known.
+    """
+    drawn = label > 0
+    known = np.ones(label.shape, bool) if valid is None else valid
+    if not drawn.any():
+        return outline_looks(
+            torch.zeros(len(image), *label.shape), torch.from_numpy(drawn), torch.from_numpy(known)
+        )
+    spacing = np.asarray(spacing_mm, float)
+    volume = float(drawn.sum()) * float(spacing.prod())
+    diameter = 2 * (volume / np.pi) ** 0.5 if drawn.ndim == 2 else 2 * (volume * 3 / 4 / np.pi) ** (1 / 3)
+    margin = int(np.ceil(AROUND * diameter / spacing.min()))
+    box = bounding_box(drawn, margin)
+    inside = (slice(None), *box)
+    part, drawn, known = image[inside].astype(np.float32), drawn[box], known[box]
+    zoom = np.minimum(spacing * DIAMETER / diameter, MOST_ZOOM)
+    zoom *= min(1.0, (MOST_VOXELS / (drawn.size * zoom.prod())) ** (1 / drawn.ndim))
+    zoom = np.where(np.array(drawn.shape) == 1, 1.0, zoom)
+    if np.abs(zoom - 1).max() > 0.05:
+        blur = np.where(zoom < 1, 0.4 / zoom, 0.0)
+        part = np.stack([ndimage.zoom(ndimage.gaussian_filter(one, blur), zoom, order=1) for one in part])
+        drawn = ndimage.zoom(drawn.astype(np.float32), zoom, order=1) > 0.5
+        known = ndimage.zoom(known.astype(np.float32), zoom, order=1) > 0.5
+    axes = tuple(range(1, part.ndim))
+    part = (part - part.mean(axes, keepdims=True)) / (part.std(axes, keepdims=True) + 1e-6)
+    part = np.nan_to_num(part, posinf=0.0, neginf=0.0)
+    return outline_looks(torch.from_numpy(part), torch.from_numpy(drawn), torch.from_numpy(known))
+
+
+@dataclass(frozen=True)
+class ImageWitness:
+    """What the images say of each case.
+
+    Args:
+        odds: log of how much likelier this outline is a flawed than a sound one, by case; 0 where nothing is said.
+    """
+
+    odds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, looks: Mapping[str, Tensor]) -> ImageWitness:
+        """Compare all cases.
+
+        Args:
+            looks: of `scaled_looks`, by case; too few tell nothing.
+        """
+        ids = [case for case, one in looks.items() if bool(one.any())]
+        if len(ids) < LEAST_CASES:
+            return cls()
+        table = torch.stack([looks[case] for case in ids])
+        believed = explained(table)
+        errors = OutlineModel(table).errors(believed, table).numpy()
+        (middle,), (spread,) = middle_and_spread(errors[:, None], np.ones(len(errors)))
+        away = np.clip((errors - middle) / spread, *RANGE)
+        odds = EXPECTED * away - EXPECTED**2 / 2
+        return cls(dict(zip(ids, odds.tolist(), strict=True)))
+
+    def __call__(self, case: str) -> float:
+        """What to add to the log odds of a case."""
+        return self.odds.get(case, 0.0)

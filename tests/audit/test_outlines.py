@@ -1,0 +1,92 @@
+"""The images as witnesses: flawed outlines are found without a model, at any size, spacing and number of axes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from tests.audit.conftest import blob
+
+from maskmend.appearance import PLACES
+from maskmend.audit import outlines
+from maskmend.audit.outlines import ImageWitness, scaled_looks
+
+
+def case(seed: int, radius: float, by: float, ndim: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """An image (1, *S) of a blob among blotches, and its mask drawn `by` voxels too large."""
+    rng = np.random.default_rng(seed)
+    shape = [int(2.6 * radius)] * ndim
+    truth = blob(rng, shape, radius)
+    image = 1.5 * ndimage.gaussian_filter(truth.astype(float), radius / 20)
+    image += ndimage.gaussian_filter(rng.normal(size=shape), radius / 6) * radius / 4 + rng.normal(
+        0, 0.15, shape
+    )
+    away = ndimage.distance_transform_edt(~truth) - ndimage.distance_transform_edt(truth)
+    return image[None], (away <= by).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("radius", "ndim"), [(16, 2), (60, 2), (12, 3)])
+def test_flawed_outlines_stand_out_without_any_model(radius: float, ndim: int) -> None:
+    count = 28
+    flawed = np.arange(count) % 4 == 0
+    looks = {}
+    for i in range(count):
+        image, label = case(i, radius, 0.2 * radius if flawed[i] else 0.0, ndim)
+        looks[f"{i:02d}"] = scaled_looks(image, label, (1.0,) * ndim)
+    witness = ImageWitness.of(looks)
+    odds = np.array([witness(name) for name in looks])
+    wins = (odds[flawed][:, None] > odds[~flawed]).mean()
+    assert wins > 0.95
+    low, high = outlines.RANGE
+    assert odds.max() <= outlines.EXPECTED * high
+    assert odds.min() >= outlines.EXPECTED * low - 1
+
+
+def test_looks_go_by_millimetres_and_by_the_size_of_the_object() -> None:
+    """Twice the voxels at half the spacing, or an object in a large empty field: the same looks."""
+    image, label = case(3, 24, 0.0)
+    plain = scaled_looks(image, label, (1.0, 1.0))
+    stretched = scaled_looks(np.repeat(image, 2, axis=1), np.repeat(label, 2, axis=0), (0.5, 1.0))
+    wide = scaled_looks(
+        np.pad(image, [(0, 0), (40, 9), (5, 80)], mode="edge"), np.pad(label, [(40, 9), (5, 80)]), (1, 1)
+    )
+    for other in (stretched, wide):
+        for side in (slice(None, PLACES), slice(PLACES, None)):  # brightness and edges inside and outside
+            np.testing.assert_allclose(other[side, :2].mean(0), plain[side, :2].mean(0), atol=0.35)
+
+
+def test_what_is_not_known_is_not_looked_at() -> None:
+    image, label = case(3, 24, 0.0)
+    valid = np.ones(label.shape, bool)
+    valid[:, : label.shape[1] // 2] = False
+    image[0][~valid] = 50.0  # would be seen
+    assert scaled_looks(image, label, (1, 1), valid)[:, 0].max() < 5
+    assert not scaled_looks(image, label, (1, 1), np.zeros_like(valid)).any()
+
+
+def test_nothing_is_said_of_empty_masks_and_of_few() -> None:
+    looks = {f"{i:02d}": scaled_looks(*case(i, 16, 0.0), (1, 1)) for i in range(30)}
+    image, label = case(99, 16, 0.0)
+    looks["empty"] = scaled_looks(image, np.zeros_like(label), (1, 1))
+    assert looks["empty"].shape == (2 * PLACES, looks["00"].shape[1])
+    witness = ImageWitness.of(looks)
+    assert witness("empty") == 0
+    assert witness("unheard of") == 0
+    assert any(witness(name) for name in looks)
+    assert ImageWitness.of(dict(list(looks.items())[:15])).odds == {}
+
+
+def test_flat_and_broken_images_do_no_harm() -> None:
+    label = case(0, 16, 0.0)[1]
+    for image in (np.zeros((1, *label.shape)), np.full((1, *label.shape), np.nan)):
+        assert bool(torch.isfinite(scaled_looks(image, label, (1, 1))).all())
+
+
+def test_large_objects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scattered specks in a large field: the zoom is limited so that memory is."""
+    monkeypatch.setattr(outlines, "MOST_VOXELS", 10_000)
+    label = np.zeros((300, 300), np.uint8)
+    label[::50, ::50] = 1
+    image = np.random.default_rng(0).normal(size=(1, 300, 300))
+    assert scaled_looks(image, label, (1, 1)).shape[0] == 2 * PLACES
