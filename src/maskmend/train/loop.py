@@ -235,12 +235,20 @@ class _Training:
             yield from loaded(stream, steps[done:], 0)
 
     def _save(self) -> None:
+        self._refuse_broken_weights()
         self.memory.settle()
         self.fabric.barrier()
         if self.fabric.global_rank == 0:
             self.metrics.flush()
             checkpoint.save(self.job.folder, self._state())
         self.fabric.barrier()
+
+    def _refuse_broken_weights(self) -> None:
+        """A good state must never be replaced by a bad one: a step may break weights under a finite loss."""
+        sound = all(bool(torch.isfinite(weights).all()) for weights in self.method.parameters())
+        if engine.any_process(self.fabric, not sound):
+            fact = f"the weights are NaN or infinite after step {self.step}"
+            raise DataError(fact, None, "lower train.lr=; the last good state is kept")
 
     def _state(self) -> dict[str, Any]:
         return {
