@@ -142,6 +142,82 @@ def test_headers_and_folders_stay_where_they_are(planted, outside, capfd):
     assert set(telling) <= needed | {f"audit/folds/{number}/run.json" for number in range(2)}
 
 
+def _dicom(path: Path, pixels: np.ndarray) -> None:
+    import io
+
+    from fuzz_seeds import dicom
+    from pydicom import dcmread
+
+    one = dcmread(io.BytesIO(dicom()[0]))
+    for name in (
+        "PatientName",
+        "PatientID",
+        "InstitutionName",
+        "StudyDescription",
+        "SeriesDescription",
+        "ImageComments",
+    ):
+        setattr(one, name, HEADER)
+    one.add_new((0x0009, 0x0010), "LO", HEADER)
+    one.save_as(path)
+
+
+def _nrrd(path: Path, pixels: np.ndarray) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(pixels)
+    for key in ("patient", "comment", "Modality"):
+        image.SetMetaData(key, HEADER)
+    sitk.WriteImage(image, str(path))
+
+
+def _tiff(path: Path, pixels: np.ndarray) -> None:
+    import tifffile
+
+    tifffile.imwrite(
+        path, pixels, photometric="minisblack", description=HEADER, software=HEADER, metadata=None
+    )
+
+
+def _jpeg(path: Path, pixels: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[270] = exif[315] = HEADER
+    Image.fromarray(pixels).save(path, exif=exif, comment=HEADER.encode())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [
+        (".dcm", _dicom),
+        (".nrrd", _nrrd),
+        (".mha", _nrrd),
+        (".tif", _tiff),
+        (".jpg", _jpeg),
+        (".png", _flat_image),
+    ],
+)
+def test_headers_of_every_flat_format(run_folder, outside, tmp_path, capfd, suffix, write):
+    """A prediction bears the image's grid and nothing else of its header."""
+    source = tmp_path / f"one{suffix}"
+    write(source, np.arange(120, dtype=np.uint8).reshape(12, 10))
+    assert HEADER.encode() in source.read_bytes()
+    for words in (
+        ["predict", str(run_folder), str(source), "-o", "out", "--save", "labels,probs,uncertainty"],
+        [
+            "predict",
+            str(run_folder),
+            str(source),
+            "-o",
+            f"label{suffix if suffix not in ('.dcm', '.jpg') else '.png'}",
+        ],
+    ):
+        assert main(words) == 0, capfd.readouterr().err
+    assert len(_bytes(outside)) >= 4
+    assert _holding(outside, HEADER) == {}
+    told = capfd.readouterr()
+    assert HEADER not in told.out + told.err
+
+
 def test_phi_safe_hides_ids_patients_and_places(planted, outside, capfd, tmp_path):
     names = tmp_path / "kept apart" / "names.json"
     printed = _all(planted, capfd, "--phi-safe", str(names))

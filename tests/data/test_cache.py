@@ -280,3 +280,15 @@ def test_the_loser_of_a_race_reads_the_winners(cases, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_find", real)
     assert {e.name: (e / "image.npy").stat().st_ino for e in folder.iterdir()} == stamps
     assert len(second) == 4
+
+
+def test_only_so_many_files_are_mapped_at_a_time(cases, tmp_path, monkeypatch):
+    """Linux allows a process 65,530 maps, and a data set may have more cases than that."""
+    monkeypatch.setattr(module, "MOST_OPEN", 2)
+    held = Cache.open(cases, PLAN, None)
+    mapped = Cache.open(cases, PLAN, tmp_path / "cache", in_ram_bytes=0)
+    assert len(cases) > 2
+    for _ in range(2):
+        for number in range(len(cases)):
+            assert (mapped[number].image == held[number].image).all()
+            assert len(mapped._opened) <= 2

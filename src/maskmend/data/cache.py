@@ -27,6 +27,7 @@ FORMAT = 1  # raise it when prepared arrays change for the same plan; old entrie
 IN_RAM_BYTES = (
     1 << 30
 )  # below this all arrays are held in memory: opening a map costs more than a small sample
+MOST_OPEN = 4000  # cases mapped at a time, of up to 4 files each: Linux allows a process 65,530 maps
 VOXELS_PER_CLASS = 1000  # remembered positions per class and case, for foreground over-sampling
 _SIBLINGS = {".mhd", ".nhdr", ".hdr", ".img"}  # formats whose pixels lie in a second file of the same stem
 
@@ -107,6 +108,8 @@ class Cache:
         if held is None:
             assert self.folder is not None  # entries without a folder hold their arrays
             entry = self._entries[number]
+            if len(self._opened) >= MOST_OPEN:
+                self._opened.pop(next(iter(self._opened)))  # the one opened first
             held = self._opened[number] = _load(self.folder / entry.key, entry.inverse, "r")
         return held
 
