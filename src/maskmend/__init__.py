@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maskmend import methods
     from maskmend.audit.run import audit
+    from maskmend.audit.screen import screen
     from maskmend.benchmark.run import benchmark
     from maskmend.config import Config
     from maskmend.config import load as load_config
@@ -39,6 +40,7 @@ __all__ = [
     "predict",
     "read_image",
     "read_label",
+    "screen",
     "train",
     "write_label",
 ]
@@ -56,6 +58,7 @@ _HOMES = {
     "load_config": "config",
     "read_image": "data.images",
     "read_label": "data.images",
+    "screen": "audit.screen",
     "write_label": "data.images",
 }
 _MODULES = (

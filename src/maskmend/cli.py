@@ -259,6 +259,12 @@ def audit(
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Folds at the same time; 0: in this process.")
     ] = 0,
+    export: Annotated[
+        int,
+        typer.Option(
+            "--export", metavar="N", min=0, help="Work lists of the worst N for CVAT, Label Studio, MONAI."
+        ),
+    ] = 0,
     config: File = None,
     trust_code: TrustCode = False,
     phi_safe: PhiSafe = None,
@@ -271,13 +277,43 @@ def audit(
     options = _load(config, [*given, *([f"method.name={method}"] if method else [])])
     from maskmend.audit.run import audit as run_audit
 
-    how: dict[str, Any] = {"workers": workers, "overwrite": overwrite, "trust_code": trust_code}
+    how: dict[str, Any] = {
+        "workers": workers,
+        "overwrite": overwrite,
+        "trust_code": trust_code,
+        "export": export,
+    }
     answer = run_audit(source, out, options, run=run, probs=probs, **how)
     if sys.stderr.isatty():
         from maskmend.audit.overview import worst_table
 
         _print_rich(worst_table(answer["records"]), stderr=True)
     _print_json(answer) if as_json else print(answer["report"] or answer["table"])
+
+
+@app.command()
+def screen(
+    dataset: Annotated[Path, typer.Argument(help="Data set folder or CSV manifest.")],
+    settings: Settings = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="CSV", help="Write the whole list.", show_default=False),
+    ] = None,
+    config: File = None,
+    phi_safe: PhiSafe = None,
+    as_json: Json = False,
+) -> None:
+    """Rank masks by how little their images explain the outlines; seconds, no training, outlines only."""
+    _hide_names(phi_safe, out)
+    options = _load(config, settings, "data")
+    from maskmend.audit.screen import screen as run_screen
+    from maskmend.data.atomic import write_text
+
+    with _counter("looking at outlines") as progress:
+        answer = run_screen(dataset, options.data, progress=progress)
+    if out:
+        write_text(out, answer.to_csv())
+    _print_json(answer.to_json()) if as_json else _print_rich(answer.to_table())
 
 
 @app.command()

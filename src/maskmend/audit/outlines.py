@@ -7,7 +7,7 @@ both sides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,8 +16,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from maskmend.appearance import LEAST_CASES, OutlineModel, explained, outline_looks
-from maskmend.audit.look import bounding_box
+from maskmend.audit.look import bounding_box, class_indices
 from maskmend.audit.population import middle_and_spread
+from maskmend.data.case import Case, Dataset
+from maskmend.data.images import MAX_VOXELS, read_case, read_label
 
 DIAMETER = 32  # voxels across, to which objects are scaled: looks are of a voxel or two, flaws are parts of an object
 AROUND = 0.25  # of the diameter, kept about the mask
@@ -67,13 +69,17 @@ def scaled_looks(
 
 @dataclass(frozen=True)
 class ImageWitness:
-    """What the images say of each case.
+    """What the images say of each case; cases without an outline, and all when they are few, are not in it.
 
     Args:
-        odds: log of how much likelier this outline is a flawed than a sound one, by case; 0 where nothing is said.
+        odds: log of how much likelier this outline is a flawed than a sound one, by case.
+        unexplained: share of the outline that the looks of others leave unexplained, 0 none, 1 or more all.
+        convention: how likely the outline follows the convention that the images explain best, in [0, 1].
     """
 
     odds: Mapping[str, float] = field(default_factory=dict)
+    unexplained: Mapping[str, float] = field(default_factory=dict)
+    convention: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, looks: Mapping[str, Tensor]) -> ImageWitness:
@@ -91,8 +97,34 @@ class ImageWitness:
         (middle,), (spread,) = middle_and_spread(errors[:, None], np.ones(len(errors)))
         away = np.clip((errors - middle) / spread, *RANGE)
         odds = EXPECTED * away - EXPECTED**2 / 2
-        return cls(dict(zip(ids, odds.tolist(), strict=True)))
+        columns = (dict(zip(ids, column.tolist(), strict=True)) for column in (odds, errors, believed))
+        return cls(*columns)
 
     def __call__(self, case: str) -> float:
-        """What to add to the log odds of a case."""
+        """What to add to the log odds of a case; 0 where nothing is said."""
         return self.odds.get(case, 0.0)
+
+
+def ask_images(
+    cases: Iterable[Case], dataset: Dataset, *, max_voxels: int = MAX_VOXELS, progress: Callable[[], object]
+) -> ImageWitness:
+    """Look at the outlines of cases with masks, one case in memory at a time.
+
+    Args:
+        cases: with a label each.
+        dataset: names classes, ignore value and spacing.
+        max_voxels: larger images are refused, as `data.max_voxels`.
+        progress: called after each case.
+    """
+    looks = {}
+    for case in cases:
+        assert case.label is not None
+        values, geometry = read_label(case.label, spacing_mm=dataset.spacing_mm)
+        label, valid = class_indices(values, dataset, case.id)
+        if case.ignore is not None:
+            known = read_label(case.ignore)[0] == 0
+            valid = known if valid is None else valid & known
+        image = read_case(case, dataset, max_voxels=max_voxels)[0]
+        looks[case.id] = scaled_looks(image, label, dataset.spacing_mm or geometry.spacing_mm, valid)
+        progress()
+    return ImageWitness.of(looks)

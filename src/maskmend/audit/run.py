@@ -18,11 +18,13 @@ import numpy as np
 from maskmend.audit import estimate
 from maskmend.audit.dataset_level import Totals, budget
 from maskmend.audit.estimate import Auditor
+from maskmend.audit.export import FOLDER as EXPORTS
+from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
 from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
-from maskmend.audit.look import Look, class_indices, open_case
+from maskmend.audit.look import Look, open_case
 from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
-from maskmend.audit.outlines import ImageWitness, scaled_looks
+from maskmend.audit.outlines import ImageWitness, ask_images
 from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.sources import Probs, ProbsFolder, stored
@@ -30,7 +32,7 @@ from maskmend.audit.store import Store
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
-from maskmend.data.images import read_case, read_label
+from maskmend.data.images import read_case
 from maskmend.data.owner import sweep
 from maskmend.errors import DataError, Interrupted, UsageError
 from maskmend.progress import bar, message
@@ -41,7 +43,7 @@ FORMAT = "maskmend audit 1"
 LEAST_CASES = 10
 _OURS = (
     STATE, ANSWER, TABLE, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS, CACHE, NOISE,
-    SUGGESTED,
+    SUGGESTED, EXPORTS,
 )  # fmt: skip
 
 
@@ -78,6 +80,7 @@ def audit(
     workers: int = 0,
     overwrite: bool = False,
     trust_code: bool = False,
+    export: int = 0,
 ) -> dict[str, Any]:
     """Find the masks that are wrong, and say where and how.
 
@@ -93,6 +96,7 @@ def audit(
         workers: folds trained at the same time (Ray); 0: one after the other in this process.
         overwrite: begin anew where `out` holds another audit.
         trust_code: execute the code of its own that a run names; without it such a run is refused.
+        export: of how many cases, the worst first, to write work lists for CVAT, Label Studio and MONAI.
 
     Returns:
         What is in `audit.json`: "facts", "records" worst first, and the paths "table" and "report".
@@ -110,11 +114,16 @@ def audit(
         if (out / ANSWER).exists():
             message("already finished; --overwrite begins anew")
             answer: dict[str, Any] = json.loads((out / ANSWER).read_text())
-            return answer
-        try:
-            return _audited(job, workers)
-        except KeyboardInterrupt:
-            raise Interrupted("stopped", out, "the same command goes on from there") from None
+        else:
+            try:
+                answer = _audited(job, workers)
+            except KeyboardInterrupt:
+                raise Interrupted("stopped", out, "the same command goes on from there") from None
+        if export:
+            records = [CaseRecord.from_json(one) for one in answer["records"]]
+            for file in write_exports(out, replace(job.dataset, cases=job.cases), records, limit=export):
+                message(f"wrote {file}")
+        return answer
 
 
 def _job(source: Path, out: Path, config: Config, run: Path | str | None, probs: Path | str | None) -> Job:
@@ -213,7 +222,10 @@ def _audited(job: Job, workers: int) -> dict[str, Any]:
         trusted = frozenset(case.id for case in job.cases if case.trusted)
         auditor = estimate.fit(looks, ids, trusted, seed=job.config.audit.seed, progress=shown.update)
     check = SelfCheck.of(auditor, looks, ids, job.config.audit.seed)
-    records, totals = _judged(job, auditor, check, probs, _witness(job))
+    with bar("looking at outlines", len(job.cases)) as shown:
+        most = job.config.data.max_voxels
+        witness = ask_images(job.cases, job.dataset, max_voxels=most, progress=lambda: shown.update(1))
+    records, totals = _judged(job, auditor, check, probs, witness)
     facts = _facts(job, auditor, check, records, totals) | {"seconds": round(time.monotonic() - began, 1)}
     return _written(job, records, facts)
 
@@ -238,20 +250,6 @@ def _source(job: Job, workers: int) -> Probs:
         model, [case for case in job.cases if not store.has(case.id)], job.dataset, store, job.config
     )
     return stored(store)
-
-
-def _witness(job: Job) -> ImageWitness:
-    """What the images say of the outlines, whatever the models think."""
-    looks = {}
-    with bar("looking at outlines", len(job.cases)) as shown:
-        for case in job.cases:
-            assert case.label is not None
-            values, geometry = read_label(case.label, spacing_mm=job.dataset.spacing_mm)
-            label, valid = class_indices(values, job.dataset, case.id)
-            image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
-            looks[case.id] = scaled_looks(image, label, job.dataset.spacing_mm or geometry.spacing_mm, valid)
-            shown.update(1)
-    return ImageWitness.of(looks)
 
 
 def _judged(

@@ -1,0 +1,147 @@
+"""The screen verb: which outlines do the images not explain? No model, no training: seconds."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskmend.audit.outlines import ask_images
+from maskmend.config import DataConfig
+from maskmend.errors import DataError
+from maskmend.progress import message
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LEAST_CASES = 20
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Screened:
+    """One mask, as the image sees it.
+
+    Args:
+        case: id.
+        odds: log of how much likelier the outline is a flawed than a sound one, before it is known how many are flawed.
+        unexplained: share of the outline that the looks of other outlines leave unexplained, 0 none, 1 or more all.
+        convention: how likely it follows the convention that the images explain best, in [0, 1]; 1 for all where
+            there is one convention only.
+        label: the mask's path.
+    """
+
+    case: str
+    odds: float
+    unexplained: float
+    convention: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Screening:
+    """All masks with an outline, the most suspicious first.
+
+    Args:
+        cases: the masks.
+        silent: ids of cases of which the images say nothing (empty masks).
+    """
+
+    cases: tuple[Screened, ...]
+    silent: tuple[str, ...]
+
+    def verdict(self) -> str:
+        """What came out, in one sentence."""
+        others = sum(one.convention < 0.5 for one in self.cases)
+        if not others:
+            return (
+                f"one way of drawing in {len(self.cases)} masks; the first in the list fit their images least"
+            )
+        return f"{others} of {len(self.cases)} masks are drawn otherwise than the images explain best"
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "verdict": self.verdict(),
+            "cases": [asdict(one) for one in self.cases],
+            "silent": list(self.silent),
+        }
+
+    def to_csv(self) -> str:
+        """One line per mask, worst first."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(Screened.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(one) for one in self.cases)
+        return text.getvalue()
+
+    def to_table(self) -> Table:
+        """The worst cases for the terminal."""
+        from rich.table import Table
+
+        table = Table(title=self.verdict(), title_justify="left")
+        table.add_column("case", overflow="fold")
+        for name in ("odds", "unexplained", "drawn as most explained"):
+            table.add_column(name, justify="right")
+        for one in self.cases[:SHOWN]:
+            table.add_row(one.case, f"{one.odds:+.1f}", f"{one.unexplained:.0%}", f"{one.convention:.0%}")
+        return table
+
+
+def screen(
+    source: Path | str,
+    data: DataConfig | None = None,
+    *,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Screening:
+    """Rank the masks of a data set by how little their images explain them.
+
+    It sees outlines that run beside the boundary (too large, too small, shifted, of another case). It does not see a
+    missing object or two classes that are swapped, and says nothing of where a mask is wrong: for these there is
+    `audit`. A flaw that most masks share and that follows an edge of its own passes for the convention.
+
+    Args:
+        source: a data set in any layout.
+        data: how to read it.
+        progress: called with how many cases are done and how many there are.
+
+    Raises:
+        DataError: faults of the data, or fewer than 20 masks.
+    """
+    from maskmend.data.check import check
+
+    settings = data or DataConfig()
+    result = check(Path(source), data=settings, quick=True)
+    result.raise_errors()
+    for finding in result.warnings[:5]:
+        message(f"warning: {finding.line()}")
+    dataset = result.dataset
+    assert dataset is not None
+    cases = sorted((case for case in dataset.train if case.label), key=lambda case: case.id)
+    if len(cases) < LEAST_CASES:
+        fact = f"{len(cases)} cases with a mask; fewer than {LEAST_CASES} cannot be compared"
+        raise DataError(fact, dataset.root, "look at them one by one (`maskmend check --sheet`)")
+    done = count(1)
+    witness = ask_images(
+        cases,
+        dataset,
+        max_voxels=settings.max_voxels,
+        progress=lambda: progress(next(done), len(cases)),
+    )
+    found = [
+        Screened(
+            case.id,
+            round(witness.odds[case.id], 4),
+            round(witness.unexplained[case.id], 4),
+            round(witness.convention[case.id], 4),
+            str(case.label),
+        )
+        for case in cases
+        if case.id in witness.odds
+    ]
+    silent = tuple(case.id for case in cases if case.id not in witness.odds)
+    return Screening(tuple(sorted(found, key=lambda one: (-one.odds, -one.unexplained, one.case))), silent)

@@ -1,0 +1,67 @@
+"""The screen verb: flawed masks first, without a model, from the command line and from Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import maskmend
+from maskmend.cli import main
+from maskmend.data.images import read_label, write_label
+from maskmend.data.phantom import make_phantom
+
+
+@pytest.fixture(scope="module")
+def flawed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """A data set of which every third mask is drawn too large, and one is empty."""
+    root = tmp_path_factory.mktemp("screened")
+    make_phantom(root / "true", train=36, test=0, shape=(64, 64))
+    words = ["--noise", "dilate", "--rate", "0.33", "--seed", "1", "--target-dice", "0.8"]
+    assert main(["corrupt", str(root / "true"), "-o", str(root / "flawed"), *words]) == 0
+    wrong = set()
+    for file in sorted((root / "true" / "labels").iterdir()):
+        if not np.array_equal(read_label(file)[0], read_label(root / "flawed" / "labels" / file.name)[0]):
+            wrong.add(file.stem)
+    sound = next(f for f in sorted((root / "flawed" / "labels").iterdir()) if f.stem not in wrong)
+    label, geometry = read_label(sound)
+    write_label(sound, np.zeros_like(label), geometry)
+    return root / "flawed", wrong
+
+
+def test_flawed_masks_come_first(flawed: tuple[Path, set[str]], tmp_path: Path, capsys) -> None:
+    folder, wrong = flawed
+    table = tmp_path / "list.csv"
+    capsys.readouterr()
+    assert main(["screen", str(folder), "-o", str(table), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["cases"]) == 35
+    assert len(answer["silent"]) == 1
+    rows = list(csv.DictReader(table.open()))
+    assert [row["case"] for row in rows] == [one["case"] for one in answer["cases"]]
+    assert all(Path(row["label"]).is_file() for row in rows)
+    odds = np.array([float(row["odds"]) for row in rows])
+    assert (np.diff(odds) <= 0).all()
+    hit = np.array([row["case"] in wrong for row in rows])
+    wins = (odds[hit][:, None] > odds[~hit]).mean()
+    assert wins > 0.9
+    python = maskmend.screen(folder)
+    assert [one.case for one in python.cases] == [row["case"] for row in rows]
+
+
+def test_the_terminal_says_what_came_out(flawed: tuple[Path, set[str]], capsys) -> None:
+    capsys.readouterr()
+    assert main(["screen", str(flawed[0])]) == 0
+    out = capsys.readouterr().out
+    assert "masks" in out
+    assert "unexplained" in out
+    assert sum(line.lstrip().startswith(("│", "|")) for line in out.splitlines()) >= 20
+
+
+def test_too_few_masks(tmp_path: Path, capsys) -> None:
+    make_phantom(tmp_path / "few", train=12, test=0, shape=(32, 32))
+    assert main(["screen", str(tmp_path / "few")]) == 3
+    assert "fewer than 20" in capsys.readouterr().err
