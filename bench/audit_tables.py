@@ -68,23 +68,34 @@ def tables(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> s
     """One table per group: means with intervals, then what the audit is ahead of its best rival by, seed by seed."""
     lines = []
     for name, seeds in groups.items():
-        lines += [f"### {TITLES[name]} (seeds {', '.join(map(str, sorted(seeds)))})", ""]
+        plural = "seeds" if len(seeds) > 1 else "seed"
+        lines += [f"### {TITLES[name]} ({plural} {', '.join(map(str, sorted(seeds)))})", ""]
         rankings = [str(row["ranking"]) for row in next(iter(seeds.values()))]
+        values = {score: by_ranking(seeds, score) for score in SCORES}
+        shown = [score for score in SCORES if values[score]["maskmend"]]
         lines += [
-            "| score | " + " | ".join(rankings) + " | ahead of the best rival by |",
-            "|---" * (len(rankings) + 2) + "|",
+            "| | " + " | ".join(SCORES[score] for score in shown) + " |",
+            "|---" * (len(shown) + 1) + "|",
         ]
-        for score, title in SCORES.items():
-            values = by_ranking(seeds, score)
-            if not values["maskmend"]:
-                continue
-            cells = [_cell(values[ranking]) for ranking in rankings]
-            rivals = [r for r in rankings if not r.startswith("maskmend") and values[r]]
-            best = max(rivals, key=lambda r: float(np.mean(values[r])))
-            ahead = np.array(values["maskmend"]) - np.array(values[best])
-            lines.append(f"| {title} | " + " | ".join(cells) + f" | {_signed(ahead)} ({best}) |")
+        for ranking in rankings:
+            lines.append(
+                f"| {ranking} | " + " | ".join(_cell(values[score][ranking]) for score in shown) + " |"
+            )
+        for own in ("maskmend", "maskmend, probabilities alone"):
+            cells = [_ahead(values[score], own) for score in shown]
+            if any(cells):
+                lines.append(f"| *{own}: over the best rival* | " + " | ".join(cells) + " |")
         lines += ["", *_own(seeds), ""]
     return "\n".join(lines)
+
+
+def _ahead(values: Mapping[str, Sequence[float]], own: str) -> str:
+    """By how much a ranking is ahead of the rival with the best mean, seed by seed."""
+    rivals = [ranking for ranking in values if not ranking.startswith("maskmend") and values[ranking]]
+    if not values.get(own) or not rivals:
+        return ""
+    best = max(rivals, key=lambda ranking: float(np.mean(values[ranking])))
+    return f"{_cell(np.subtract(values[own], values[best]).tolist(), '+.3f')} ({best})"
 
 
 def _own(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -106,16 +117,12 @@ def _own(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[str]:
     return lines
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(values: Sequence[float], form: str = ".3f") -> str:
+    """Mean, with its interval from three values on: two say nothing of their spread."""
     if not len(values):
         return ""
     mean, half = interval(values)
-    return f"{mean:.3f}" if np.isnan(half) else f"{mean:.3f} ± {half:.3f}"
-
-
-def _signed(values: np.ndarray) -> str:
-    mean, half = interval(values.tolist())
-    return f"{mean:+.3f}" if np.isnan(half) else f"{mean:+.3f} ± {half:.3f}"
+    return f"{mean:{form}} ± {half:.3f}" if len(values) > 2 else f"{mean:{form}}"
 
 
 def figure(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], path: Path) -> None:
@@ -127,7 +134,7 @@ def figure(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]], path
 
     shown = ("auroc", "ap", "voxel_ap")
     _, axes = plt.subplots(
-        1, len(shown), figsize=(10, 0.7 + 0.75 * len(groups)), sharey=True, layout="constrained"
+        1, len(shown), figsize=(10, 1.1 + 1.0 * len(groups)), sharey=True, layout="constrained"
     )
     names = list(groups)
     for axis, score in zip(axes, shown, strict=True):
