@@ -303,7 +303,7 @@ def screen(
     phi_safe: PhiSafe = None,
     as_json: Json = False,
 ) -> None:
-    """Rank masks by how little their images explain the outlines; seconds, no training, outlines only."""
+    """Rank masks by how little their images explain the outlines: quick, no training, outlines only."""
     _hide_names(phi_safe, out)
     options = _load(config, settings, "data")
     from maskmend.audit.screen import screen as run_screen

@@ -1,4 +1,4 @@
-"""The screen verb: which outlines do the images not explain? No model, no training: seconds."""
+"""The screen verb: which outlines do the images not explain? No model and no training."""
 
 from __future__ import annotations
 
@@ -85,10 +85,12 @@ class Screening:
 
         table = Table(title=self.verdict(), title_justify="left")
         table.add_column("case", overflow="fold")
-        for name in ("odds", "unexplained", "drawn as most explained"):
+        several = any(one.convention < 0.5 for one in self.cases)
+        for name in ("odds", "unexplained", *(["drawn like most"] if several else [])):
             table.add_column(name, justify="right")
         for one in self.cases[:SHOWN]:
-            table.add_row(one.case, f"{one.odds:+.1f}", f"{one.unexplained:.0%}", f"{one.convention:.0%}")
+            last = [f"{one.convention:.0%}"] if several else []
+            table.add_row(one.case, f"{one.odds:+.1f}", f"{one.unexplained:.0%}", *last)
         return table
 
 
