@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -46,8 +45,7 @@ def _watch_steps(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]
 
     def between(self):
         original(self)
-        if self.step % 10 == 0:
-            gc.collect()
+        if self.step % 5 == 0:
             memory.append(_memory())
             files.append(len(os.listdir("/proc/self/fd")))
 
@@ -59,12 +57,12 @@ def _train_long(train_words, forked, tmp_path: Path, monkeypatch: pytest.MonkeyP
     memory, files = _watch_steps(monkeypatch)
     words = train_words(
         tmp_path / "run", "method.name=pint_posterior", f"train.steps={steps}", "train.checkpoint_every=20",
-        f"train.picture_every={steps // 4}",
+        f"train.picture_every={steps // 2}",
     )  # fmt: skip
 
     def child():
         assert main(words) == 0
-        _flat(memory, files, steps // 10)
+        _flat(memory, files, steps // 5)
 
     code, said = forked(child)
     assert code == 0, said
@@ -72,8 +70,8 @@ def _train_long(train_words, forked, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @linux
-def test_memory_and_files_stay_flat_over_120_steps(train_words, forked, tmp_path, monkeypatch):
-    _train_long(train_words, forked, tmp_path, monkeypatch, 120)
+def test_memory_and_files_stay_flat_over_90_steps(train_words, forked, tmp_path, monkeypatch):
+    _train_long(train_words, forked, tmp_path, monkeypatch, 90)
 
 
 @linux
@@ -93,7 +91,6 @@ def _predict_long(straight, forked, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def write(self, *arguments):
         original(self, *arguments)
-        gc.collect()
         memory.append(_memory())
         files.append(len(os.listdir("/proc/self/fd")))
 
