@@ -24,7 +24,7 @@ def desk(tmp_path: Path) -> Path:
     """A folder with my_data, new_images, true_labels and a `maskmend` command."""
     from maskmend.data.phantom import make_phantom
 
-    make_phantom(tmp_path / "my_data", train=6, test=0, shape=(32, 32))
+    make_phantom(tmp_path / "my_data", train=20, test=0, shape=(32, 32))
     other = make_phantom(tmp_path / "other", train=2, test=0, seed=1, shape=(32, 32))
     (other / "images").rename(tmp_path / "new_images")
     (other / "labels").rename(tmp_path / "true_labels")
@@ -51,11 +51,13 @@ def run(desk: Path, language: str, text: str) -> str:
 
 @pytest.mark.slow
 def test_readme(desk: Path) -> None:
-    first, second = blocks("README.md")
+    first, screened, second = blocks("README.md")
     assert "Dice" in run(desk, *first) or "dice" in run(
         desk, "sh", "maskmend evaluate predictions true_labels --json"
     )
     assert len(list((desk / "predictions").glob("*.png"))) == 2
+    run(desk, *screened)
+    assert len((desk / "suspects.csv").read_text().splitlines()) == 21
     run(desk, *second)
     assert (desk / "runs/third/model.safetensors").is_file()
 

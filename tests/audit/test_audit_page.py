@@ -26,7 +26,7 @@ BLOCKS = re.findall(r"<!-- runnable -->\n```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the page takes for granted: three data sets, and probabilities as nnU-Net saves them."""
     root = tmp_path_factory.mktemp("desk")
-    make_phantom(root / "my_data", train=12, test=0, shape=(32, 32))
+    make_phantom(root / "my_data", train=20, test=0, shape=(32, 32))
     make_phantom(root / "more_data", train=10, test=0, seed=1, shape=(32, 32))
     make_phantom(root / "my_volumes", ndim=3, train=10, test=0, shape=(24, 24, 28))
     (root / "nnunet_out").mkdir()
