@@ -450,6 +450,7 @@ def _benchmark() -> dict[str, Any]:
         "noise": {"wide": {"kind": "dilate", "radius_mm": [1, 2]}},
         "methods": ["supervised"],
         "seeds": [0, 1],
+        "clean": "none",
         "curve_points": 1,
         "settings": {
             "train": {"steps": 6, "batch": 2, "patch": [32, 32]},
