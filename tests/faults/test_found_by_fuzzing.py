@@ -170,6 +170,19 @@ def test_labels_of_the_wrong_kind(pair, labels):
         find_cases(pair)
 
 
+@pytest.mark.parametrize("key", ["training", "test"])
+@pytest.mark.parametrize("listed", [5, "images", {"a": 1}], ids=str)
+def test_lists_of_the_wrong_kind(pair, key, listed):
+    facts = {
+        "labels": {"a": 1},
+        "training": [{"image": "imagesTr/a.png", "label": "labelsTr/a.png"}],
+        key: listed,
+    }
+    (pair / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError):
+        find_cases(pair, layout="msd")
+
+
 @pytest.mark.parametrize("name", ["a" * 300 + ".png", "a\0b.png", "é" * 200], ids=["long", "NUL", "bytes"])
 def test_names_that_no_file_system_takes(pair, name):
     (pair / "table.csv").write_text(f"image,label\n{name},labelsTr/a.png\n")

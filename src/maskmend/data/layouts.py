@@ -172,8 +172,12 @@ def find_msd(root: Path, channels: int | None) -> Found:
     path = root / DATASET_NAME
     content = load_json(path)
     labels, ignore = declared_labels(content, path)
-    training = [_msd_case(root, entry, "train") for entry in content.get("training") or []]
-    test = [_msd_case(root, entry, "test") for entry in content.get("test") or []]
+    listed = {key: content.get(key) or [] for key in ("training", "test")}
+    for key, entries in listed.items():
+        if not isinstance(entries, list):
+            raise DataError(f'"{key}" is no list of images', path)
+    training = [_msd_case(root, entry, "train") for entry in listed["training"]]
+    test = [_msd_case(root, entry, "test") for entry in listed["test"]]
     absent = [str(file) for case in training + test for file in case.images if not os.path.exists(file)]
     if absent:
         raise DataError(f"{len(absent)} images are listed but missing: {', '.join(absent[:_LISTED])}", path)
