@@ -200,6 +200,20 @@ def test_a_cell_beyond_the_limit_of_csv(pair):
         find_cases(pair / "table.csv")
 
 
+def test_png_of_a_few_bytes_that_claims_a_strip_of_16_million(tmp_path):
+    """Pillow decoded what was not there for more than a minute."""
+    from fuzz_mutations import _png, _png_parts
+
+    stream = io.BytesIO()
+    Image.fromarray(np.eye(10, dtype=np.uint8)).save(stream, "PNG")
+    parts = _png_parts(stream.getvalue())
+    parts[0] = (b"IHDR", (10).to_bytes(4, "big") + (2**24).to_bytes(4, "big") + parts[0][1][8:])
+    path = tmp_path / "strip.png"
+    path.write_bytes(_png(parts))
+    with pytest.raises(DataError, match=r"strip\.png: ends early"):
+        read_image(path)
+
+
 def test_tiff_without_pixels(tmp_path):
     """A page that claims pixels and holds none came through as an array of no channels."""
     tifffile = pytest.importorskip("tifffile")

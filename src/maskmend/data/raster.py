@@ -22,6 +22,9 @@ _LOW_BITS = {
 }  # Pillow stretches 2- and 4-bit grey to 0..255; labels need the stored value
 
 
+_MOST_DEFLATED = 1032  # bytes that deflate can make of one
+
+
 def read_header(path: Path, limits: Limits) -> Header:
     """Shape and colours; a raster file knows no millimetres."""
     if _is_tiff(path):
@@ -111,7 +114,7 @@ def _damaged(error: Exception, path: Path) -> DataError:
 
 def _verify_png(path: Path) -> None:
     """Pillow stops once it has all pixels, before the last checksum: each part's own is checked here."""
-    data, start, kind = path.read_bytes(), 8, b""
+    data, start, kind, packed = path.read_bytes(), 8, b"", 0
     while kind != b"IEND":
         if start + 12 > len(data):
             raise DataError("ends early", path, "copy it again from its source")
@@ -121,7 +124,13 @@ def _verify_png(path: Path) -> None:
             raise DataError("ends early", path, "copy it again from its source")
         if zlib.crc32(data[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise DataError(f"fails its checksum in the part {kind!r}", path, "copy it again from its source")
+        packed += size if kind == b"IDAT" else 0
         start = end + 4
+    width, height, depth = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), data[24]
+    if packed * _MOST_DEFLATED < width * height * depth // 8:  # Pillow would fill in the rest, for minutes
+        raise DataError(
+            f"ends early: {packed:,} bytes cannot hold {width} x {height} pixels", path, "export it again"
+        )
 
 
 def _raster_header(image: Any, path: Path, limits: Limits) -> Header:
