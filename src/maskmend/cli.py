@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maskmend.errors import Interrupted, ResourceError, UsageError, UserError
+from maskmend.errors import REFUSED, Interrupted, ResourceError, UsageError, UserError
 
 if TYPE_CHECKING:
     from maskmend.config import Config
@@ -35,9 +35,6 @@ _SCARCE = {
     errno.EIO: "the disk or network drive gave an error: check it, then try again",
     errno.ESTALE: "the network drive was lost: mount it again, then try again",
 }  # fmt: skip
-_REFUSED = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-)  # fmt: skip
 
 app = typer.Typer(
     help="Learn medical image segmentation from flawed masks, and find and mend the flaws.",
@@ -504,7 +501,7 @@ def _known(error: Exception) -> UserError | None:
         return UsageError(str(error.format_message()), None, _help_hint(error))
     if isinstance(error, OSError) and error.errno in _SCARCE:
         return ResourceError(error.strerror or "too little room", error.filename, _SCARCE[error.errno])
-    if isinstance(error, OSError) and error.errno in _REFUSED:
+    if isinstance(error, OSError) and error.errno in REFUSED:
         reason = "no permission" if isinstance(error, PermissionError) else error.strerror or "cannot be used"
         return UsageError(reason, error.filename, "choose another place or change its rights")
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # PyTorch, in main memory

@@ -133,12 +133,7 @@ def open_case(
     Raises:
         DataError: shapes that do not belong together, or a value that is no class.
     """
-    assert case.label is not None
-    values, geometry = read_label(case.label, spacing_mm=dataset.spacing_mm)
-    label, valid = class_indices(values, dataset, case.id)
-    if case.ignore is not None:
-        here = read_label(case.ignore)[0] == 0
-        valid = here if valid is None else valid & here
+    values, geometry, label, valid = read_mask(case, dataset)
     found = probs(case)
     wanted = (len(dataset.labels), *values.shape)
     if found.shape != wanted:
@@ -147,6 +142,17 @@ def open_case(
         )
         raise DataError(fact, case.id, "give probabilities on the grid of the image")
     return look_at(case.id, found, label, dataset.spacing_mm or geometry.spacing_mm, valid), values, geometry
+
+
+def read_mask(case: Case, dataset: Dataset) -> tuple[np.ndarray, Geometry, np.ndarray, np.ndarray | None]:
+    """A case's mask: file values (*S), geometry, class indices (*S), and where they are known (None: everywhere)."""
+    assert case.label is not None
+    values, geometry = read_label(case.label, spacing_mm=dataset.spacing_mm)
+    label, valid = class_indices(values, dataset, case.id)
+    if case.ignore is not None:
+        here = read_label(case.ignore)[0] == 0
+        valid = here if valid is None else valid & here
+    return values, geometry, label, valid
 
 
 def class_indices(values: np.ndarray, dataset: Dataset, where: str) -> tuple[np.ndarray, np.ndarray | None]:

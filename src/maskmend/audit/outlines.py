@@ -16,10 +16,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from maskmend.appearance import LEAST_CASES, OutlineModel, explained, outline_looks
-from maskmend.audit.look import bounding_box, class_indices
+from maskmend.audit.look import bounding_box, read_mask
 from maskmend.audit.population import middle_and_spread
 from maskmend.data.case import Case, Dataset
-from maskmend.data.images import MAX_VOXELS, read_case, read_label
+from maskmend.data.images import MAX_VOXELS, read_case
 
 DIAMETER = 32  # voxels across, to which objects are scaled: looks are of a voxel or two, flaws are parts of an object
 AROUND = 0.25  # of the diameter, kept about the mask
@@ -118,12 +118,7 @@ def ask_images(
     """
     looks = {}
     for case in cases:
-        assert case.label is not None
-        values, geometry = read_label(case.label, spacing_mm=dataset.spacing_mm)
-        label, valid = class_indices(values, dataset, case.id)
-        if case.ignore is not None:
-            known = read_label(case.ignore)[0] == 0
-            valid = known if valid is None else valid & known
+        _, geometry, label, valid = read_mask(case, dataset)
         image = read_case(case, dataset, max_voxels=max_voxels)[0]
         looks[case.id] = scaled_looks(image, label, dataset.spacing_mm or geometry.spacing_mm, valid)
         progress()

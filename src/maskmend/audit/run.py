@@ -24,6 +24,7 @@ from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cas
 from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
 from maskmend.audit.look import Look, open_case
 from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
+from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import ImageWitness, ask_images
 from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck
@@ -34,7 +35,7 @@ from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
 from maskmend.data.images import read_case
 from maskmend.data.owner import sweep
-from maskmend.errors import DataError, Interrupted, UsageError
+from maskmend.errors import Interrupted, UsageError
 from maskmend.progress import bar, message
 from maskmend.train.lock import locked
 
@@ -127,24 +128,14 @@ def audit(
 
 
 def _job(source: Path, out: Path, config: Config, run: Path | str | None, probs: Path | str | None) -> Job:
-    from maskmend.data.check import check
-
     if run is not None and probs is not None:
         raise UsageError("a run and probabilities exclude one another", "--run, --probs", "leave one out")
     if (source / "plan.json").is_file() and (source / "run.json").is_file():
         if run is not None:
             raise UsageError("is a run; give a data set with --run", source)
         run, source = source, _data_of(source)
-    result = check(source, data=config.data, quick=True)
-    result.raise_errors()
-    for finding in result.warnings[:5]:
-        message(f"warning: {finding.line()}")
-    dataset = result.dataset
-    assert dataset is not None
-    cases = tuple(sorted((case for case in dataset.train if case.label), key=lambda case: case.id))
-    if len(cases) < LEAST_CASES:
-        fact = f"{len(cases)} cases with a mask; what is usual cannot be told from fewer than {LEAST_CASES}"
-        raise DataError(fact, dataset.root, "look at them one by one (`maskmend check --sheet`)")
+    too_few = f"{{count}} cases with a mask; what is usual cannot be told from fewer than {LEAST_CASES}"
+    dataset, cases = open_masks(source, config.data, LEAST_CASES, too_few)
     if probs is not None:
         return Job(dataset, cases, "files", out, config, Path(probs))
     return Job(dataset, cases, "run" if run else "folds", out, config, Path(run) if run else None)

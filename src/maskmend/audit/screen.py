@@ -10,15 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskmend.appearance import LEAST_CASES
+from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import ask_images
 from maskmend.config import DataConfig
-from maskmend.errors import DataError
-from maskmend.progress import message
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-LEAST_CASES = 20
 SHOWN = 20
 
 
@@ -114,19 +113,9 @@ def screen(
     Raises:
         DataError: faults of the data, or fewer than 20 masks.
     """
-    from maskmend.data.check import check
-
     settings = data or DataConfig()
-    result = check(Path(source), data=settings, quick=True)
-    result.raise_errors()
-    for finding in result.warnings[:5]:
-        message(f"warning: {finding.line()}")
-    dataset = result.dataset
-    assert dataset is not None
-    cases = sorted((case for case in dataset.train if case.label), key=lambda case: case.id)
-    if len(cases) < LEAST_CASES:
-        fact = f"{len(cases)} cases with a mask; fewer than {LEAST_CASES} cannot be compared"
-        raise DataError(fact, dataset.root, "look at them one by one (`maskmend check --sheet`)")
+    too_few = f"{{count}} cases with a mask; fewer than {LEAST_CASES} cannot be compared"
+    dataset, cases = open_masks(Path(source), settings, LEAST_CASES, too_few)
     done = count(1)
     witness = ask_images(
         cases,

@@ -12,13 +12,10 @@ from pathlib import Path
 
 from maskmend.data.formats import stem_of, suffix_of
 from maskmend.data.owner import temporary_name
-from maskmend.errors import ResourceError, UsageError, UserError
+from maskmend.errors import REFUSED, ResourceError, UsageError, UserError
 from maskmend.pseudonyms import clean_paths
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-)  # fmt: skip
 _PROBE = bytes(1 << 16)
 
 
@@ -98,7 +95,7 @@ def explained(path: Path, *, probe: Path | None = None, remedy: str = "") -> Ite
             if number == errno.EFBIG:
                 fact = "the file would be larger than this system allows (ulimit -f)"
             raise ResourceError(fact, path, remedy or "nothing was changed; make room") from error
-        if number in _REFUSED:
+        if number in REFUSED:
             fact = f"cannot be written: {os.strerror(number or 0)}"
             raise UsageError(fact, path, "choose another output folder") from error
         raise
