@@ -85,7 +85,7 @@ class Screening:
         table = Table(title=self.verdict(), title_justify="left")
         table.add_column("case", overflow="fold")
         several = any(one.convention < 0.5 for one in self.cases)
-        for name in ("odds", "unexplained", *(["drawn like most"] if several else [])):
+        for name in ("odds", "unexplained", *(["best convention"] if several else [])):
             table.add_column(name, justify="right")
         for one in self.cases[:SHOWN]:
             last = [f"{one.convention:.0%}"] if several else []
