@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,8 +11,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,29 @@ def test_row_29_killed_workers(train_words, same_as_straight, tmp_path, capsys, 
     assert re.search(r"worker process \d+(, \d+)* was lost", said)
     assert any(str(pid) in said for pid in killed)
     assert re.search(r"before step \d+, cases train_\d+", said)
+    assert "going on without workers" in said
+    same_as_straight(tmp_path / "run")
+
+
+def test_row_29_killed_while_a_batch_is_handed_over(
+    train_words, same_as_straight, tmp_path, capsys, after_step, monkeypatch
+):
+    """The connection breaks a moment before the worker counts as dead, so the loader passes the break on."""
+    detach, killed = resource_sharer.DupFd.detach, []
+
+    def broken(self):
+        monkeypatch.setattr(resource_sharer.DupFd, "detach", detach)
+        for worker in multiprocessing.active_children():
+            killed.append(worker.pid)
+            threading.Timer(0.2, os.kill, (worker.pid, signal.SIGKILL)).start()
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    after_step(2, lambda: monkeypatch.setattr(resource_sharer.DupFd, "detach", broken))
+    assert main(train_words(tmp_path / "run", "train.workers=2")) == 0
+    said = capsys.readouterr().err
+    assert len(killed) == 2
+    assert any(str(pid) in said for pid in killed)
+    assert "was lost" in said
     assert "going on without workers" in said
     same_as_straight(tmp_path / "run")
 

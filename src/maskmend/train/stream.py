@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import signal
 import threading
@@ -117,7 +118,9 @@ def loaded(stream: Stream, steps: Sequence[int], workers: int) -> Iterator[Drawn
         ResourceError: this process has not enough memory.
     """
     loader = DataLoader(_Guarded(stream), batch_size=None, sampler=list(steps), num_workers=workers)
+    others = set(multiprocessing.active_children())
     batches = iter(loader)
+    started = [child for child in multiprocessing.active_children() if child not in others]
     if workers and threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
         # PyTorch's handler raises wherever this process happens to be, even half-way through an optimiser step.
         # Without it the loader itself notices, within five seconds, when it waits for a batch.
@@ -127,20 +130,24 @@ def loaded(stream: Stream, steps: Sequence[int], workers: int) -> Iterator[Drawn
             drawn = next(batches)
         except StopIteration:
             return
-        except RuntimeError as fault:
-            if workers and "DataLoader worker" in str(fault):
-                raise WorkerLost(_worker(str(fault))) from fault
+        except Exception as fault:
+            # Faults of drawing are answers, so this one is of the workers. One killed while it hands a batch over
+            # breaks the connection before it counts as dead: that comes as whatever the break looked like.
+            if workers:
+                raise WorkerLost(_lost(started, fault)) from fault
             raise
         if isinstance(drawn, _Failure):
             drawn.tell()
         yield drawn
 
 
-def _worker(text: str) -> str:
-    numbers = re.search(r"\(pids?(?:\(s\))? ([\d, ]+)\)", text)
-    return (
-        f"worker process {numbers[1] if numbers else 'of the data loader'} was lost: killed, or out of memory"
-    )
+def _lost(workers: Sequence[multiprocessing.process.BaseProcess], fault: Exception) -> str:
+    for worker in workers:
+        worker.join(timeout=1 / len(workers))
+    dead = ", ".join(str(worker.pid) for worker in workers if not worker.is_alive())
+    if dead:
+        return f"worker process {dead} was lost: killed, or out of memory"
+    return f"a worker process cannot hand over a batch ({fault})"
 
 
 @dataclass(frozen=True)
