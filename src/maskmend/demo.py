@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ROBUST = "pint_posterior"
 NOISE: dict[str, Any] = {"rate": 0.6, "kind": "dilate", "layered": True}
 RADIUS_MM = {2: (2.0, 5.0), 3: (1.5, 3.5)}
-STEPS = {2: 800, 3: 300}
+STEPS = {2: 600, 3: 300}
 BATCH = {2: 8, 3: 2}
 CASES = {2: (120, 40), 3: (30, 12)}  # training and test
 FIGURES, REPORT = "demo.json", "report.html"
@@ -110,7 +110,7 @@ def demo(
         out: the folder for data, runs and report; must be new or empty.
         ndim: 2 for images, 3 for volumes.
         seeds: repetitions with other data, noise and initial weights; 1 gives no interval over seeds.
-        steps: of each training; None: 800 in 2-D, 300 in 3-D.
+        steps: of each training; None: 600 in 2-D, 300 in 3-D.
         cases: training and test cases; None: 120 and 40 in 2-D, 30 and 12 in 3-D.
         ceiling: also train plainly on the true masks, to show how much there is to win.
         overwrite: replace an earlier demonstration in `out`.
