@@ -1,10 +1,11 @@
 """Kill a verb with SIGKILL at a random instant, call it again, and compare with what nothing disturbed.
 
-`python tests/faults/kills.py --trials 200` spreads trials over train, audit, benchmark, predict and the building of a
-cache. The instant is drawn in one of three ways: uniformly over the time the verb takes; before one of the changes
-it makes to the file system (a file opened for writing, a rename, a deletion), so that every gap between two changes
-is hit; and up to 3 ms after a file was opened for writing, so that half-written files are. One trial in four kills
-the second call too. Every call is a fork of one process that has imported everything, so that a trial takes seconds.
+`python tests/faults/kills.py --trials 210` spreads trials over train, audit, benchmark, predict, the building of a
+cache, check --fix and corrupt. The instant is drawn in one of three ways: uniformly over the time the verb takes;
+before one of the changes it makes to the file system (a file opened for writing, a rename, a deletion), so that
+every gap between two changes is hit; and up to 3 ms after a file was opened for writing, so that half-written files
+are. One trial in four kills the second call too. Every call is a fork of one process that has imported everything,
+so that a trial takes seconds.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ TIMES = {
     "report", "table",  # paths of theirs
 }  # fmt: skip
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
+CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
+VERBS = ("train", "audit", "benchmark", "predict", "cache", "fix", "corrupt")
 WAYS = ("instant", "change", "write")
 PATIENCE_S = 600.0  # of a busy machine; nothing here takes a minute on an idle one
 
@@ -76,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verbs", default="train,audit,benchmark,predict,cache")
+    parser.add_argument("--verbs", default=",".join(VERBS))
     parser.add_argument("--json", type=Path, help="write the counts here")
     given = parser.parse_args(arguments)
     began = time.monotonic()
@@ -327,7 +329,8 @@ def _survivors(child: Child) -> list[str]:
 def _strays(out: Path) -> list[str]:
     hidden = [path for path in out.rglob("*") if path.name.startswith(".") or ".tmp" in path.name]
     left = [path for path in out.rglob("*") if path.name in ("LOCK", "state.new.pt")]
-    return [f"left behind: {path.relative_to(out)}" for path in (*hidden, *left)]
+    beside = list(out.parent.glob(".*"))
+    return [f"left behind: {path.relative_to(out.parent)}" for path in (*hidden, *left, *beside)]
 
 
 def _differences(verb: Verb, expected: Path, found: Path) -> list[str]:
@@ -382,7 +385,7 @@ def _content(root: Path) -> dict[str, bytes]:
 
 
 def _verbs(place: Path) -> dict[str, Verb]:
-    """The five, on phantoms; everything heavy is imported here, once."""
+    """The seven, on phantoms; everything heavy is imported here, once."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -398,7 +401,8 @@ def _verbs(place: Path) -> dict[str, Verb]:
     from maskmend.config import load
     from maskmend.data.phantom import make_phantom
 
-    data = make_phantom(place / "data", train=10, test=0, shape=(32, 32))
+    data = make_phantom(place / "data" / "phantoms", train=10, test=0, shape=(32, 32))
+    faulty = _faulty(place / "data" / "faulty")
     (place / "bench.yaml").write_text(yaml.safe_dump(_benchmark()))
     training = [*SMALL, "train.steps=12", "train.checkpoint_every=4"]
     ready = place / "ready"
@@ -432,6 +436,15 @@ def _verbs(place: Path) -> dict[str, Verb]:
         Cache.open(find_cases(data).cases, Run.open(ready).plan, out, in_ram_bytes=0)
         return 0
 
+    def fix(out: Path) -> int:
+        if out.exists():  # it is there only once it is complete, and a mended copy replaces nothing
+            return 0
+        found = maskmend(["check", str(faulty), "--fix", str(out)])
+        return 0 if found == 3 else found or 70  # 3: there are faults, mended in the copy
+
+    def corrupt(out: Path) -> int:
+        return maskmend(["corrupt", str(data), "-o", str(out), "--overwrite", "--rate", "0.5"])
+
     assert load(None, training)  # a misspelt key would otherwise look like a kill
     return {
         "train": Verb(train, ("model.safetensors", "metrics.jsonl", "plan.json", "fingerprint.json", "config.yaml",
@@ -441,7 +454,30 @@ def _verbs(place: Path) -> dict[str, Verb]:
         "benchmark": Verb(benchmark, ("benchmark.yaml",), ("runs/*.json", "*.csv", "benchmark.json")),
         "predict": Verb(predict, ("*",)),
         "cache": Verb(cache, ("*",)),
+        "fix": Verb(fix, ("*",)),
+        "corrupt": Verb(corrupt, ("*",)),
     }  # fmt: skip
+
+
+def _faulty(root: Path) -> Path:
+    """Six volumes; the masks of two lie on another grid, two images hold NaN."""
+    import nibabel
+    import numpy as np
+
+    for number in range(6):
+        rng = np.random.default_rng(number)
+        mask = np.zeros((12, 12, 8), np.uint8)
+        mask[3:9, 3:9, 2:6] = 1
+        image = (rng.normal(size=mask.shape) + 5 * mask).astype(np.float32)
+        image[0, 0, 0] = np.nan if number in (2, 3) else 0
+        finer = number in (0, 1)
+        shown = mask.repeat(2, 0) if finer else mask
+        affine = np.diag([0.5 if finer else 1, 1, 2, 1.0])
+        affine[0, 3] = -0.25 if finer else 0
+        for part, voxels, place in (("images", image, np.diag([1, 1, 2, 1.0])), ("labels", shown, affine)):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(voxels, place), root / part / f"v{number}.nii.gz")
+    return root
 
 
 def _benchmark() -> dict[str, Any]:

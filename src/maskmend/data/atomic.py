@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from maskmend.data.formats import stem_of, suffix_of
-from maskmend.data.owner import temporary_name
+from maskmend.data.owner import sweep, temporary_name
 from maskmend.errors import REFUSED, ResourceError, UsageError, UserError
 from maskmend.pseudonyms import clean_paths
 
@@ -65,6 +65,40 @@ def to_disk(path: Path) -> None:
             raise
     finally:  # some network drives do not know fsync: the rename alone must do
         os.close(handle)
+
+
+@contextmanager
+def atomic_folder(out: Path, check: Callable[[], object]) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when all went well: half a result is never seen.
+
+    What killed calls left beside `out` is deleted first. An earlier `out` is renamed away before it is deleted,
+    so that it is there whole or not at all.
+
+    Args:
+        out: where the result belongs; missing parent folders are made.
+        check: raises when `out` may not be replaced. Callers ask before they begin; it is asked again at the end,
+            for another process may have made `out` meanwhile.
+
+    Raises:
+        ResourceError, UsageError: see `explained`; or what `check` raises.
+    """
+    out = out.resolve()
+    with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent)
+        place = out.with_name(temporary_name(out.name))
+        place.mkdir()
+    try:
+        folder = place / "new"
+        folder.mkdir()
+        yield folder
+        check()
+        with explained(out):
+            if out.exists():
+                out.rename(place / "old")
+            folder.rename(out)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maskmend.data.atomic import write_text
+from maskmend.data.atomic import atomic_folder, write_text
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.findings import CheckResult, Finding
 from maskmend.errors import ResourceError, UsageError
@@ -56,19 +56,15 @@ def fix(result: CheckResult, out: Path | str) -> dict[str, Any]:
         )
     base = dataset.root if dataset.root.is_dir() else dataset.root.parent
     files = _files(dataset, base)
-    _refuse(base, out, files)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    _refuse(base, out)
+    with atomic_folder(out, lambda: _refuse(base, out)) as copy:
+        _require_room(files, copy)
         for file in files:
-            target = partial / file.relative_to(base)
+            target = copy / file.relative_to(base)
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy(file, target)
-        report = _mend(result, dataset, base, partial)
-        write_text(partial / "fixes.json", json.dumps(report, indent=2) + "\n")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        report = _mend(result, dataset, base, copy)
+        write_text(copy / "fixes.json", json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -91,18 +87,18 @@ def _files(dataset: Dataset, base: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
-def _refuse(base: Path, out: Path, files: Iterable[Path]) -> None:
+def _refuse(base: Path, out: Path) -> None:
     if out.exists():
         raise UsageError("exists already", out, "give a new folder: a fixed copy never overwrites anything")
     if out.resolve().is_relative_to(base.resolve()):
         raise UsageError("lies inside the data set", out, "give a folder outside of it")
-    needed = sum(file.stat().st_size for file in files)
-    parent = next(folder for folder in out.parents if folder.is_dir())
-    free = shutil.disk_usage(parent).free
+
+
+def _require_room(files: Iterable[Path], copy: Path) -> None:
+    needed, free = sum(file.stat().st_size for file in files), shutil.disk_usage(copy).free
     if needed > free:
-        raise ResourceError(
-            f"the copy needs {needed:,} bytes, {free:,} are free", parent, "choose another disk"
-        )
+        fact = f"the copy needs {needed:,} bytes, {free:,} are free"
+        raise ResourceError(fact, copy.parents[1], "choose another disk")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -53,12 +53,13 @@ def scratch() -> Iterator[Path]:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Delete files and folders; another process may be doing the same."""
+    """Delete files and folders as far as they may be deleted; another process may be doing the same."""
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # of another user, in a folder that is everyone's
+                path.unlink(missing_ok=True)
 
 
 def left_behind(path: Path) -> bool:

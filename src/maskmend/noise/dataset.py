@@ -7,14 +7,12 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from maskmend.data.atomic import write_text
+from maskmend.data.atomic import atomic_folder, write_text
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.dataset import find_cases
 from maskmend.data.formats import suffix_of
@@ -80,7 +78,7 @@ def corrupt_dataset(
     _tell_left_out(found)
     cases = [case for case in found.cases if case.id in chosen]
     flawed, reached = _flawed(cases, found, recipe)
-    with _staged(out) as folder:
+    with atomic_folder(out, lambda: _claim(found, out, overwrite)) as folder:
         records, ways = {}, Counter[str]()
         for number, case in enumerate(found.cases):
             ways.update(_link_images(case, folder))
@@ -96,23 +94,6 @@ def corrupt_dataset(
         record = {"settings": named | recipe.settings(), "summary": _summary(found, records, ways)}
         _write_json(folder / RECORD, record | reached | {"cases": records})
     return out
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well: half a data set is never seen."""
-    out = out.resolve()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError("cannot be made: a file is in the way", out, "choose another folder") from None
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
-        folder = Path(place) / "new"
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
 
 
 def class_value(name: str | int, dataset: Dataset) -> int:
