@@ -189,7 +189,13 @@ def _try_csv(self: Target, data: bytes) -> list[UserError]:
             shutil.copytree(root / name, self.folder / "table" / name)
     table = self.folder / "table" / self.kind
     table.write_bytes(data)
-    names = (str(table), self.kind, "imagesTr", "labelsTr", "a_0000: ", "b_0000: ")
+    names = (
+        str(table),
+        self.kind,
+        "imagesTr",
+        "labelsTr",
+        *(f"{case}: " for case in ("a", "b", "a_0000", "b_0000")),
+    )
     refusals = _told(lambda: find_cases(table.parent, layout="csv"), (*names, str(table.parent)))
     refusals += _checked(table, names)
     if self.context["turn"] % 3 == 0:

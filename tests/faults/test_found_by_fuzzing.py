@@ -249,3 +249,17 @@ def test_a_damaged_run_folder(tmp_path):
     (run / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(UsageError, match="does not fit"):
         Run.open(run).method()
+
+
+def test_a_voxel_size_of_a_thousand_kilometres(tmp_path):
+    """A file of 200 bytes asked for 74 GiB: not to read it, but to bring it to the run's grid."""
+    from fuzz_targets import PLAN
+
+    from maskmend.data.case import Geometry
+    from maskmend.data.plan import Plan
+    from maskmend.data.preprocess import prepare
+
+    plan = Plan.model_validate_json(json.dumps(PLAN))
+    image = np.ones((1, 10, 12), np.float32)
+    with pytest.raises(DataError, match=r"case_1: its voxels of 1e\+09 x 1 mm would become 120,000,000,000"):
+        prepare(image, None, Geometry((10, 12), (1e9, 1.0)), plan, where="case_1")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from maskmend.data.case import Geometry
 from maskmend.data.fingerprint import Fingerprint, fingerprint, finite, nonzero_box
+from maskmend.data.formats import MAX_VOXELS
 from maskmend.data.plan import ChannelPlan, Plan, make_plan, prepared_shape
 from maskmend.errors import DataError
 
@@ -121,7 +123,8 @@ def prepare(
         where: case or file, for error messages.
 
     Raises:
-        DataError: channels, dimension or shapes do not fit, or the label holds an unknown value.
+        DataError: channels, dimension or shapes do not fit, the label holds an unknown value, or a voxel size that
+            cannot be right would make the resampled image absurdly large.
     """
     _check_shapes(image, label, ignore_mask, raters, plan, where)
     clean = np.stack([finite(channel) for channel in np.asarray(image, dtype=np.float32)])
@@ -131,6 +134,7 @@ def prepare(
     spacing_mm = plan.input_spacing_mm or geometry.spacing_mm
     inner = tuple(stop - start for start, stop in box)
     grid = plan.shape or prepared_shape(inner, spacing_mm, plan.spacing_mm, plan.spacing_tolerance)
+    _check_grid(grid, clean, spacing_mm, where)
     pixels = normalise(clean[everywhere], plan.channels, nonzero_only=plan.crop)
     inverse = Inverse(tuple(clean.shape[1:]), box, grid)
     pixels = np.ascontiguousarray(resample(pixels, grid))
@@ -262,6 +266,18 @@ def resample_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         better = share > best + 1e-6
         out[better], best[better] = value, share[better]
     return out
+
+
+def _check_grid(grid: tuple[int, ...], image: np.ndarray, spacing_mm: Sequence[float], where: object) -> None:
+    """Refuse before anything is allocated: ten pixels of a kilometre are millions of a millimetre.
+
+    What was read itself, perhaps by a raised limit, may grow to twice its size along each axis.
+    """
+    limit = max(MAX_VOXELS, 2**3 * image.size) // len(image)
+    if prod(grid) > limit:
+        voxel = " x ".join(f"{size:g}" for size in spacing_mm)
+        fact = f"its voxels of {voxel} mm would become {prod(grid):,}; the limit is {limit:,}"
+        raise DataError(fact, where, "is the voxel size right? correct it in the header, or cut the image")
 
 
 def _check_shapes(
