@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from maskmend.config import Config
 from maskmend.data.case import Geometry
 from maskmend.data.images import write_label
 from maskmend.errors import DataError, UsageError
-from maskmend.evaluate.table import evaluate
+from maskmend.evaluate.table import Evaluation, evaluate
 
 
 def save(path: Path, label: np.ndarray, shift_mm: float = 0.0) -> None:
@@ -91,7 +92,50 @@ def test_png_and_missing_classes(tmp_path: Path) -> None:
     assert (dice.mean, dice.n, dice.n_empty, dice.missed, dice.spurious) == (pytest.approx(1 / 3), 3, 1, 1, 1)
     assert result["class_1", "hd95_mm"].mean == pytest.approx((0 + 5 + 5) / 3)
     assert result["class_1", "volume_difference_relative"].n == 2
-    assert result.volume_unit == "cm2"
+    assert (result.volume_unit, result.unit) == ("cm2", "mm")
+
+
+def test_files_without_a_voxel_size_are_measured_in_pixels(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pred, ref = tmp_path / "flat pred", tmp_path / "flat ref"
+    for folder, start in ((pred, 3), (ref, 2)):
+        label = np.zeros((12, 12), np.uint8)
+        label[2:6, start : start + 4] = 1
+        save(folder / "one.png", label)
+    flat = evaluate(pred, ref)
+    assert (
+        (flat.unit, flat.volume_unit)
+        == (flat.to_json()["unit"], flat.to_json()["volume_unit"])
+        == ("px", "100 px")
+    )
+    assert flat["class_1", "hd95_mm"].mean == pytest.approx(1.0)
+    shown = printed(flat)
+    assert "HD95 px" in shown
+    assert "surface Dice at 1 px" in shown
+    assert "data.spacing_mm=" in shown
+    assert "mm" not in shown.replace("data.spacing_mm=", "")
+    for known in (evaluate(pred, ref, spacing_mm=(0.5, 0.5)), evaluate(*folders)):
+        assert known.unit == "mm"
+        assert "HD95 mm" in printed(known)
+        assert "px" not in printed(known)
+    assert evaluate(pred, ref, spacing_mm=(0.5, 0.5))["class_1", "hd95_mm"].mean == pytest.approx(0.5)
+
+
+def test_some_files_without_a_voxel_size(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        save(folder / "flat.png", np.eye(9, dtype=np.uint8))
+    result = evaluate(*folders)
+    assert (result.unit, result.volume_unit) == ("mm or px", "ml")
+    assert "HD95 mm or px" in printed(result)
+
+
+def printed(result: Evaluation) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(result.to_table())
+    return console.export_text()
 
 
 def test_a_data_set_as_reference(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -168,8 +212,6 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_json_csv_and_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    from rich.console import Console
-
     pred, ref = folders
     empty = np.zeros((8, 12, 10), np.uint8)
     for folder in folders:
@@ -182,8 +224,6 @@ def test_json_csv_and_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     dice = [float(line["dice"]) for line in lines if line["dice"] and line["label"] == "class_1"]
     assert dice == pytest.approx([1, 0.8, 0.6])
-    console = Console(width=160, record=True, file=(tmp_path / "out").open("w"))
-    console.print(result.to_table())
-    text = console.export_text()
+    text = printed(result)
     assert "class_1" in text
     assert "0.800" in text

@@ -31,8 +31,8 @@ ALL_CLASSES = "mean of classes"
 _SHOWN = {
     "dice": "Dice",
     "iou": "IoU",
-    "hd95_mm": "HD95 mm",
-    "asd_mm": "ASD mm",
+    "hd95_mm": "HD95",
+    "asd_mm": "ASD",
     "surface_dice": "surface Dice",
     "volume_difference_relative": "volume",
 }
@@ -102,7 +102,9 @@ class Evaluation:
         labels: class name to value.
         tolerance_mm: of the surface Dice.
         unmatched: predictions without a reference, not scored.
-        volume_unit: "ml", or "cm2" for 2-D images.
+        volume_unit: "ml", or "cm2" for 2-D images; "1000 px" and "100 px" where `unit` is "px".
+        unit: of distances and of the tolerance, whatever the keys are called: "mm"; "px" where no file knows a
+            voxel size (PNG), so that one counts as 1; "mm or px" where only some do.
     """
 
     rows: tuple[Row, ...]
@@ -111,6 +113,7 @@ class Evaluation:
     tolerance_mm: float
     unmatched: tuple[str, ...] = ()
     volume_unit: str = field(default="ml")
+    unit: str = field(default="mm")
 
     def __getitem__(self, key: tuple[str, str]) -> Summary:
         """`evaluation["tumour", "dice"].mean`."""
@@ -123,6 +126,7 @@ class Evaluation:
         """JSON-ready facts: summary, rows and what the figures mean; NaN becomes None."""
         summary = [{key: _finite(value) for key, value in asdict(row).items()} for row in self.summary]
         return {
+            "unit": self.unit,
             "tolerance_mm": self.tolerance_mm,
             "volume_unit": self.volume_unit,
             "labels": dict(self.labels),
@@ -145,7 +149,8 @@ class Evaluation:
         from rich.text import Text
 
         table = Table(caption=Text(self._caption()), caption_justify="left", show_lines=True)
-        for heading in ("class", *_SHOWN.values(), "cases", "absent", "missed", "spurious"):
+        shown = [f"{name} {self.unit}" if key.endswith("_mm") else name for key, name in _SHOWN.items()]
+        for heading in ("class", *shown, "cases", "absent", "missed", "spurious"):
             table.add_column(heading, justify="left" if heading == "class" else "right")
         for label in dict.fromkeys(row.label for row in self.summary):
             rows = {row.metric: row for row in self.summary if row.label == label}
@@ -156,8 +161,10 @@ class Evaluation:
         return table
 
     def _caption(self) -> str:
-        parts = [f"mean, 95 % bootstrap interval; surface Dice at {self.tolerance_mm:g} mm"]
+        parts = [f"mean, 95 % bootstrap interval; surface Dice at {self.tolerance_mm:g} {self.unit}"]
         parts.append("missed or spurious: Dice 0 and the image diagonal; absent in both: left out")
+        if self.unit != "mm":
+            parts.append("px: these files state no voxel size; data.spacing_mm= gives it")
         if self.unmatched:
             shown = ", ".join(self.unmatched[:3])
             parts.append(f"{len(self.unmatched)} predictions have no reference: {shown}")
@@ -207,8 +214,10 @@ def evaluate(
     rows = tuple(_rows(pairs, scores, names))
     samples = config.evaluate.bootstrap if bootstrap is None else bootstrap
     chosen = config.evaluate.seed if seed is None else seed
-    unit = "ml" if scores[0].ndim == 3 else "cm2"
-    return Evaluation(rows, summarise(rows, samples, chosen), names, tolerance, pairs.unmatched, unit)
+    unit = {(True,): "mm", (False,): "px"}.get(tuple({score.in_mm for score in scores}), "mm or px")
+    volume = {"px": ("1000 px", "100 px")}.get(unit, ("ml", "cm2"))[scores[0].ndim == 2]
+    summary = summarise(rows, samples, chosen)
+    return Evaluation(rows, summary, names, tolerance, pairs.unmatched, volume, unit)
 
 
 @dataclass(frozen=True)
@@ -220,12 +229,14 @@ class Score:
         pred_values: values in the prediction, 0 left out.
         ref_values: values in the reference, 0 and the ignored one left out.
         ndim: 2 or 3.
+        in_mm: the voxel size is known; else a voxel counts as 1.
     """
 
     metrics: Mapping[str, ClassMetrics]
     pred_values: frozenset[int]
     ref_values: frozenset[int]
     ndim: int
+    in_mm: bool = True
 
 
 def score_pair(
@@ -261,7 +272,8 @@ def score_pair(
     metrics = case_metrics(
         pred, ref, ref_at.spacing_mm, classes, ignore=ignore, ignore_mask=mask, tolerance_mm=tolerance_mm
     )
-    return Score(metrics, pred_values, ref_values, ref.ndim)
+    in_mm = ref_at.affine is not None or spacing_mm is not None  # formats without space have no affine
+    return Score(metrics, pred_values, ref_values, ref.ndim, in_mm)
 
 
 def summarise(rows: Sequence[Row], bootstrap: int = 2000, seed: int = 0) -> tuple[Summary, ...]:
