@@ -186,3 +186,35 @@ def test_two_processes_train_and_remember(small_train: Train, tmp_path: Path) ->
 def test_two_processes_share_what_they_know_of_the_cases(small_train: Train, tmp_path: Path) -> None:
     run = small_train(tmp_path / "run", "train.processes=2", "train.steps=12")
     assert (run.method().case_state.abs().sum(1) > 0).all()
+
+
+STOPS = """
+import os, signal
+from pathlib import Path
+import torch
+from maskmend.methods.pint import Pint
+
+class Stops(Pint):
+    \"\"\"Where a flag lies beside this file, it is taken down and the starting process is stopped.\"\"\"
+    def after_step(self, progress):
+        super().after_step(progress)
+        flag = Path(__file__).with_name("flag")
+        if round(progress * 12) == 5 and torch.distributed.get_rank() == 1 and flag.exists():
+            flag.unlink()
+            os.kill(os.getppid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_resume_equal_a_straight_run(small_train: Train, tmp_path: Path) -> None:
+    """A cluster's signal reaches the process that was started; the two that train save the state and say so."""
+    (tmp_path / "stops.py").write_text(STOPS)
+    words = (f"method.name={tmp_path / 'stops.py'}", "train.processes=2", "train.steps=12")
+    small_train(tmp_path / "straight", *words)
+    (tmp_path / "flag").touch()
+    with pytest.raises(Interrupted, match=r"stopped after step \d+ of 12; the state is saved"):
+        small_train(tmp_path / "stopped", *words)
+    assert not (tmp_path / "flag").exists()
+    assert 6 <= checkpoint.load(tmp_path / "stopped")["step"] < 12
+    small_train(tmp_path / "stopped", *words, resume=True)
+    assert_same(tmp_path / "straight", tmp_path / "stopped")

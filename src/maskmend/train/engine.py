@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import os
+import signal
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessException
 
-from maskmend.errors import ResourceError, UsageError
+from maskmend.errors import ResourceError, UsageError, UserError
 from maskmend.progress import message, quiet
 
 
@@ -46,6 +53,10 @@ def launch(
     Args:
         work: a module-level function (child processes import it).
         job: picklable when there is more than one process.
+
+    Raises:
+        ResourceError: the GPU's memory does not suffice. KeyboardInterrupt: stopped before there was a state to save.
+        UserError: as `work` raised it, in whichever process.
     """
     device = choose_device(device)
     kind, _, number = device.partition(":")
@@ -57,11 +68,27 @@ def launch(
             strategy="auto" if processes == 1 else "ddp_spawn",
             precision=choose_precision(precision, device),
         )
+    if processes == 1:
+        _work(fabric, work, job, device)
+        return
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(
+        logging.ERROR
+    )  # how it ends the others is its affair
+    faults = multiprocessing.get_context("spawn").SimpleQueue()
+    with _handing_on_signals() as asked:
+        try:
+            fabric.launch(_quiet_work, work, job, device, faults)
+        except ProcessException:  # the child's error, as a text
+            if not faults.empty():
+                raise faults.get() from None
+            if asked:  # so early that the children did not know yet what to do about it
+                raise KeyboardInterrupt from None
+            raise
+
+
+def _work(fabric: Fabric, work: Callable[[Fabric, Any], None], job: Any, device: str) -> None:
     try:
-        if processes == 1:
-            work(fabric, job)
-        else:
-            fabric.launch(_quiet_work, work, job)
+        work(fabric, job)
     except torch.cuda.OutOfMemoryError as fault:
         free = torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else 0.0
         text = ". ".join(str(fault).split(". ")[:2])  # the second sentence says how much was asked for
@@ -69,9 +96,46 @@ def launch(
         raise ResourceError(f"GPU out of memory: {text} ({free:.1f} GiB free)", device, remedy) from fault
 
 
-def _quiet_work(fabric: Fabric, work: Callable[[Fabric, Any], None], job: Any) -> None:
+def _quiet_work(
+    fabric: Fabric, work: Callable[[Fabric, Any], None], job: Any, device: str, faults: Any
+) -> None:
+    """In a child: what is the user's to mend goes to the parent whole, for only texts of exceptions do."""
     quiet(fabric.global_rank != 0)
-    work(fabric, job)
+    try:
+        _work(fabric, work, job, device)
+    except UserError as fault:
+        faults.put(fault)
+        raise
+
+
+@contextmanager
+def _handing_on_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are the children's to obey, who save the state; a second Ctrl-C stops at once.
+
+    Yields:
+        The signals that came.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(number)
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(
+                    child.pid, signal.SIGTERM
+                )  # a terminal's Ctrl-C has reached them already: this adds nothing
+
+    before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def summed(fabric: Fabric, tensor: Tensor) -> Tensor:
