@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import random
 import re
 import resource
 import signal
@@ -288,12 +289,19 @@ def test_row_36_two_runs_in_one_folder_and_one_that_was_killed(
     same_as_straight(out)
 
 
-def test_row_36_one_of_many_takes_a_stale_lock(fork, tmp_path):
+def test_row_36_one_of_many_takes_a_stale_lock(fork, tmp_path, monkeypatch):
     """Between looking at a stale lock and deleting it another process may have put its own there."""
     turns, contenders, taken = 30, 6, tmp_path / "taken"
     barrier = multiprocessing.get_context("fork").Barrier(contenders)
     dead = fork(lambda: 0)
     dead.wait()
+    lives, draw = owner.lives, random.Random
+
+    def slowly(*arguments):  # however busy the machine, all have looked before the first decides
+        time.sleep(draw(os.getpid()).uniform(0.01, 0.03))
+        return lives(*arguments)
+
+    monkeypatch.setattr(owner, "lives", slowly)
     facts = {"pid": dead.pid, "host": os.uname().nodename, "born": "1", "start": "today"}
     for turn in range(turns):
         (tmp_path / str(turn)).mkdir()
