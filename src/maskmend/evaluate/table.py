@@ -214,7 +214,8 @@ def evaluate(
     rows = tuple(_rows(pairs, scores, names))
     samples = config.evaluate.bootstrap if bootstrap is None else bootstrap
     chosen = config.evaluate.seed if seed is None else seed
-    unit = {(True,): "mm", (False,): "px"}.get(tuple({score.in_mm for score in scores}), "mm or px")
+    known = [score.in_mm for score in scores]
+    unit = "mm" if all(known) else "mm or px" if any(known) else "px"
     volume = {"px": ("1000 px", "100 px")}.get(unit, ("ml", "cm2"))[scores[0].ndim == 2]
     summary = summarise(rows, samples, chosen)
     return Evaluation(rows, summary, names, tolerance, pairs.unmatched, volume, unit)
