@@ -61,6 +61,15 @@ def test_truncated_gzip_says_so(tmp_path: Path) -> None:
             images.read_image(path)
 
 
+def test_truncated_tiff_says_so(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.eye(64, dtype=np.uint8), photometric="minisblack", rowsperstrip=8)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match="ends early: 4,360 of 4,400 bytes"):
+        images.read_image(path)
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
 def test_every_flipped_byte_of_the_body_is_found(tmp_path: Path, suffix: str) -> None:
     path = _volume(tmp_path / f"a{suffix}")
