@@ -13,6 +13,8 @@ import pytest
 
 from maskmend.cli import main
 from maskmend.data import fix as fixing
+from maskmend.data import owner
+from maskmend.data.atomic import atomic_write
 from maskmend.noise import dataset as corrupting
 
 
@@ -84,6 +86,30 @@ def test_what_another_process_made_meanwhile_is_not_replaced(monkeypatch, verb, 
     assert (out / "kept.txt").read_text() == "of another process"
 
 
+def test_a_file_in_the_making_is_not_seen(fork, tmp_path):
+    """Killed half-way through writing: small files take microseconds, which random kills hardly meet."""
+    path, reached = tmp_path / "file.txt", tmp_path / "reached"
+    path.write_text("the old one")
+
+    def half(place: Path) -> None:
+        place.write_text("the ne")
+        reached.touch()
+        time.sleep(600)
+
+    child = fork(lambda: atomic_write(path, half))
+    deadline = time.monotonic() + 120
+    while not reached.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    reached.unlink()
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert path.read_text() == "the old one"
+    atomic_write(path, lambda place: place.write_text("the new one"))
+    owner.sweep(tmp_path)
+    assert path.read_text() == "the new one"
+    assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
+
+
 def test_an_earlier_copy_is_replaced_whole(fork, monkeypatch, snapshot, volumes, tmp_path):
     """Killed while the earlier copy is deleted: the new one is in place, and nothing stays that is refused later."""
     import shutil
@@ -113,8 +139,6 @@ def test_an_earlier_copy_is_replaced_whole(fork, monkeypatch, snapshot, volumes,
 
 def test_what_may_not_be_deleted_stops_nobody(fork, monkeypatch, tmp_path):
     """In a folder that is everyone's lies what another user's killed call left."""
-    from maskmend.data import owner
-
     dead = fork(lambda: 0)
     dead.wait()
     with monkeypatch.context() as patch:

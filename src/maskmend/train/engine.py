@@ -124,11 +124,10 @@ def _handing_on_signals() -> Iterator[list[int]]:
         if came and number == signal.SIGINT:
             raise KeyboardInterrupt
         came.append(number)
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(
-                    child.pid, signal.SIGTERM
-                )  # a terminal's Ctrl-C has reached them already: this adds nothing
+        # A terminal's Ctrl-C has reached the children already, which take one more SIGTERM for the same wish. On
+        # Windows, where every such signal kills, there is nothing else.
+        for child in multiprocessing.active_children() if os.name != "nt" else ():
+            child.terminate()
 
     before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
