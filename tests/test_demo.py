@@ -31,6 +31,15 @@ def test_files_and_figures(tiny) -> None:
     assert len(record["cases"]) == 4
 
 
+def test_pages_do_not_tell_where_they_were_made(tiny) -> None:
+    """They are mailed and published."""
+    out, _ = tiny
+    pages = sorted(out.rglob("*.html"))
+    assert pages
+    for page in pages:
+        assert str(out.parent) not in page.read_text(), page.relative_to(out)
+
+
 def test_refuses_foreign_and_finished_folders(tiny, tmp_path) -> None:
     out, _ = tiny
     with pytest.raises(UsageError, match="already"):

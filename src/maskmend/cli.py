@@ -226,9 +226,11 @@ def benchmark(
         list[Path] | None,
         typer.Option("--reuse", help="results.jsonl.gz whose runs need not be done again; repeatable."),
     ] = None,
+    phi_safe: PhiSafe = None,
     as_json: Json = False,
 ) -> None:
     """Compare methods over data, noise, rates and seeds; the same command again does what is missing."""
+    _hide_names(phi_safe, out)
     from maskmend.benchmark.run import benchmark as run_benchmark
 
     answer = run_benchmark(

@@ -10,17 +10,21 @@ import gzip
 import json
 import os
 import re
+import shutil
 import stat
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from maskmend.benchmark.cases import open_dataset
 from maskmend.cli import main
 from maskmend.pseudonyms import Pseudonyms, pseudonyms
 
@@ -81,6 +85,10 @@ def _bytes(root: Path) -> dict[str, bytes]:
         content = path.read_bytes() if path.is_file() else b""
         if path.name.endswith(".gz"):
             content += gzip.decompress(content)
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            content += repr(parquet.read_table(path).to_pylist()).encode()
         if content.startswith(b"\x89PNG"):
             for part in re.finditer(rb"(zTXt|iTXt|IDAT)", content):
                 try:
@@ -234,6 +242,81 @@ def test_phi_safe_hides_ids_patients_and_places(planted, outside, capfd, tmp_pat
     assert {held["names"][name] for name in predicted if name != "predict"} == {
         f"{CASE} {n:02d}" for n in range(12)
     }
+
+
+@pytest.mark.parametrize("planted", ["png"], indirect=True)
+def test_screen_under_phi_safe(planted, outside, capfd, tmp_path):
+    for number in range(12, 20):  # it wants twenty
+        for part in ("images", "labels", "labels_one", "labels_two"):
+            known = planted / part / f"{CASE} {number - 12:02d}.png"
+            shutil.copyfile(known, planted / part / f"{CASE} {number:02d}.png")
+    words = ["screen", str(planted), "--phi-safe", str(tmp_path / "names.json")]
+    assert main([*words, "-o", "screen.csv"]) == 0, capfd.readouterr().err
+    assert main([*words, "--json"]) == 0
+    told = "".join(capfd.readouterr())
+    assert "case-" in told
+    for word in (HEADER, FOLDER, CASE, GROUP):
+        assert word not in told, [line for line in told.splitlines() if word in line][:5]
+    assert _holding(outside, HEADER, FOLDER, CASE, GROUP) == {}
+
+
+def _benchmark(root: Path) -> list[str]:
+    """The planted data set beside a copy of it with unreadable images, whose runs fail; the command."""
+    broken = root.with_name("broken")
+    shutil.copytree(root, broken)
+    for path in (broken / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    one = {"train": 8, "test": 4}
+    plan = {
+        "data": {"cohort": {"path": "cohort", **one}, "broken": {"path": "broken", **one}},
+        "noise": {"wide": {"kind": "dilate", "radius_mm": [1, 2]}},
+        "methods": ["supervised"],
+        "seeds": 1,
+        "curve_points": 1,
+        "settings": {
+            "train": {"steps": 3, "batch": 2},
+            "network": {"options": {"base": 4, "limit": 8}},
+            "device": "cpu",
+        },
+    }
+    Path("plan.yaml").write_text(yaml.safe_dump(plan))
+    return ["benchmark", "plan.yaml", "-o", "benchmark", "--data", str(root.parent)]
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
+    lines = gzip.decompress((folder / "results.jsonl.gz").read_bytes()).decode().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_benchmark_tells_neither_headers_nor_folders(planted, outside, capfd):
+    """Tables are published, so not even the traceback of a run that failed says where the data lay."""
+    assert main([*_benchmark(planted), "--workers", "0", "--json"]) == 0, capfd.readouterr().err
+    told = "".join(capfd.readouterr())
+    assert {one["status"] for one in _results(outside / "benchmark")} == {"done", "failed"}
+    assert "tracebacks" in (outside / "benchmark" / "report.html").read_text(), "of the runs that failed"
+    for word in (HEADER, FOLDER):
+        assert word not in told
+    assert _holding(outside, HEADER, FOLDER) == {}
+
+
+def test_a_benchmark_under_phi_safe(planted, outside, capfd, tmp_path, request):
+    """In a worker process too, which finds the cases anew."""
+    names = tmp_path / "kept apart" / "names.json"
+    words = [*_benchmark(planted), "--workers", "0" if "nii" in request.node.name else "1"]
+    open_dataset(str(planted.resolve()))  # what this process knows by its name must not be given out
+    assert main([*words, "--phi-safe", str(names)]) == 0, capfd.readouterr().err
+    told = "".join(capfd.readouterr())
+    results = _results(outside / "benchmark")
+    assert {one["status"] for one in results} == {"done", "failed"}
+    for word in (HEADER, FOLDER, CASE, GROUP):
+        assert word not in told, [line for line in told.splitlines() if word in line][:5]
+    assert _holding(outside, HEADER, FOLDER, CASE, GROUP) == {}
+    held = json.loads(names.read_text())["names"]
+    scored = [case for one in results if one["status"] == "done" for case in one["dice_by_case"]]
+    assert len(scored) == 8  # four test cases, on true and on flawed masks
+    assert {held[case] for case in scored} <= {f"{CASE} {number:02d}" for number in range(12)}
+    assert main([*words[:-1], "0", "--phi-safe", str(names)]) == 0
+    assert "2 done before" in capfd.readouterr().err, "the same names are the same runs"
 
 
 def test_phi_safe_errors(planted, outside, capfd, tmp_path):

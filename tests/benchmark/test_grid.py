@@ -89,9 +89,9 @@ def test_contents_of_files_count(folder: Path, trials_of) -> None:
 
 def forget_data_sets() -> None:
     """Data sets are kept for a process: a new look needs a new process, or this."""
-    from maskmend.benchmark.cases import open_dataset
+    from maskmend.benchmark.cases import _opened
 
-    open_dataset.cache_clear()
+    _opened.cache_clear()
 
 
 def test_more_seeds_and_methods_only_add(trials_of) -> None:

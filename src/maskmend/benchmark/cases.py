@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maskmend import pseudonyms
 from maskmend.benchmark.grid import Trial
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.dataset import find_cases, infer_labels, split
@@ -51,9 +52,14 @@ class Given:
         return {name: not np.array_equal(self.truth[name], self.given[name]) for name in self.truth}
 
 
-@functools.lru_cache(8)
 def open_dataset(folder: str) -> Dataset:
     """A data set with its classes named; kept, for every run of a worker asks again."""
+    return _opened(folder, pseudonyms.active())
+
+
+@functools.lru_cache(8)
+def _opened(folder: str, names: pseudonyms.Pseudonyms | None) -> Dataset:
+    """Kept apart by the names in use: cases found under their ids must not be given out under pseudonyms."""
     return infer_labels(find_cases(Path(folder)))
 
 
@@ -68,7 +74,9 @@ def prepare_cases(trial: Trial, folder: Path, *, raters: bool = False) -> Given:
     Raises:
         DataError: too few cases with masks.
     """
-    recipe = trial.recipe
+    recipe, names = trial.recipe, trial.extras.get("names")
+    if names and pseudonyms.active() is None:  # in a worker, which does nothing but runs of this benchmark
+        pseudonyms.start(Path(names))
     dataset = open_dataset(trial.source) if trial.source else _phantoms(recipe["data"]["phantom"])
     train, test = divide(dataset, recipe["train"], recipe["test"], trial.seed)
     trusted = set(choose_cases((case.id for case in train), recipe["trusted"], trial.seed))

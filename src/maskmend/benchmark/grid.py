@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maskmend import pseudonyms
 from maskmend.benchmark.settings import Benchmark, Data, extra_needs, merged, overrides_of
 from maskmend.config_text import put
 from maskmend.errors import UsageError, unknown
@@ -126,7 +127,9 @@ def _require(folders: Mapping[str, Path | None]) -> None:
 def _source(data: Data, folder: Path | None) -> _Source:
     if folder is None:
         assert data.phantom is not None  # one of the two is always given
-        return _Source("", {"phantom": data.phantom.model_dump(mode="json")})
+        names = pseudonyms.active()  # cases are divided by their ids, so other ids are other runs
+        mark = {"names": names.of("data", "phantoms")} if names else {}
+        return _Source("", {"phantom": data.phantom.model_dump(mode="json"), **mark})
     from maskmend.benchmark.cases import open_dataset
 
     place = str(folder.resolve())
@@ -231,6 +234,8 @@ def _trial(
         "method": str(Path(entry.name).resolve()) if entry.name.endswith(".py") else entry.name,
         "settings": {k: v for k, v in overrides_of(plan, name).items() if k.startswith(_UNDECIDING)},
     }
+    if names := pseudonyms.active():
+        extras["names"] = str(names.file.resolve())
     return Trial(*place, recipe, source.folder, extras)
 
 

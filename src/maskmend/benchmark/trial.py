@@ -25,7 +25,7 @@ from maskmend.data.images import read_label
 from maskmend.data.owner import scratch
 from maskmend.data.plan import Plan
 from maskmend.data.preprocess import Prepared
-from maskmend.errors import Interrupted, UserError
+from maskmend.errors import Interrupted, UserError, shown
 from maskmend.evaluate.metrics import case_metrics
 from maskmend.methods.base import Method
 from maskmend.predict.sliding import predict_many
@@ -57,7 +57,11 @@ def run_trial(trial: Trial) -> dict[str, Any]:
     except (KeyboardInterrupt, Interrupted):
         raise
     except BaseException as fault:  # SystemExit of a library too
-        outcome = {"status": "failed", "error": _first_line(fault), "traceback": traceback.format_exc()}
+        told = (_first_line(fault), traceback.format_exc())
+        outcome = {
+            "status": "failed",
+            **dict(zip(("error", "traceback"), _placeless(trial, *told), strict=True)),
+        }
     finally:
         quiet(False)
     return facts | outcome | {"total_seconds": round(time.perf_counter() - began, 2)}
@@ -193,6 +197,11 @@ def machine() -> str:
 
 def _label_dice(given: Given, plan: Plan) -> float:
     return float(np.mean([mask_dice(given.given[n], given.truth[n], plan.values[1:]) for n in given.truth]))
+
+
+def _placeless(trial: Trial, *texts: str) -> list[str]:
+    """Texts of a fault without where the data lie, for results are passed on."""
+    return [shown(text.replace(trial.source, trial.data) if trial.source else text) for text in texts]
 
 
 def _mean(values: np.ndarray) -> float:
