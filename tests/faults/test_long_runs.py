@@ -136,7 +136,8 @@ def test_two_processes_agree_with_themselves_and_nearly_with_one(train_words, st
     assert all(torch.equal(a[name], b[name]) for name in a)
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("a", "b")]
     assert metrics[0] == metrics[1]
-    apart = max(float((a[name].float() - one[name].float()).abs().max()) for name in a)
+    filled = [name for name in a if a[name].numel()]
+    apart = max(float((a[name].float() - one[name].float()).abs().max()) for name in filled)
     moved = json.loads((straight / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     print(f"largest difference of a weight after 12 steps: {apart:.2g} (loss {moved})")
     assert apart < 0.02
