@@ -12,12 +12,17 @@ from maskmend.appearance import (
     FOLDS,
     PLACES,
     RIDGE,
+    SCENE,
+    Mender,
     OutlineModel,
     _blur,
     _fourier,
     explained,
     image_support,
+    moved_labels,
     outline_looks,
+    scene_looks,
+    signed_distance,
     unexplained,
 )
 
@@ -29,19 +34,29 @@ def ball(radius: float, centre: tuple[float, ...]) -> torch.Tensor:
     return sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2
 
 
-def outlines(grow: float, ndim: int = 2, count: int = 30, seed: int = 0) -> torch.Tensor:
-    """Looks at balls, a little brighter than a blotchy background, drawn `grow` voxels too large."""
-    rng, looks = np.random.default_rng(seed), []
+def scenes(
+    grow: float, ndim: int = 2, count: int = 30, seed: int = 0, contrast: float = 1.5
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Image, given and true mask: balls a little brighter than a blotchy background, drawn `grow` voxels too large."""
+    rng, made = np.random.default_rng(seed), []
     for _ in range(count):
         size = SIZE if ndim == 2 else 24
         radius = rng.uniform(10, 13) if ndim == 2 else rng.uniform(6, 7)
         centre = tuple(rng.uniform(size / 2 - 2, size / 2 + 2, ndim))
         truth, given = ball(radius, centre), ball(radius + grow, centre)
         blotches = ndimage.gaussian_filter(rng.normal(size=truth.shape), 2) * 3
-        image = 1.5 * ndimage.gaussian_filter(truth.numpy().astype(float), 0.7) + blotches
+        image = contrast * ndimage.gaussian_filter(truth.numpy().astype(float), 0.7) + blotches
         tensor = torch.tensor(image + rng.normal(0, 0.2, truth.shape), dtype=torch.float32)[None]
-        looks.append(outline_looks(tensor, given, torch.ones_like(given)))
-    return torch.stack(looks)
+        made.append((tensor, given, truth))
+    return made
+
+
+def looked(made: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    return torch.stack([outline_looks(image, given, torch.ones_like(given)) for image, given, _ in made])
+
+
+def outlines(grow: float, ndim: int = 2, count: int = 30, seed: int = 0) -> torch.Tensor:
+    return looked(scenes(grow, ndim, count, seed))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -160,6 +175,87 @@ def test_one_convention_is_one_convention() -> None:
     assert explained(outlines(0, count=19)).tolist() == [1] * 19  # too few to tell
     looks = torch.cat([outlines(0, count=40), torch.zeros(5, 2 * PLACES, FEATURES)])
     assert explained(looks).tolist() == [1] * 45  # without an outline nothing is said of it
+
+
+def test_a_kind_of_image_is_not_a_flaw() -> None:
+    """Bright balls on a dark ground and dark ones on a bright ground; in each kind some drawn too large."""
+    made = []
+    for contrast, seed in ((1.5, 0), (-1.5, 10)):
+        made += scenes(0, count=45, seed=seed, contrast=contrast)
+        made += scenes(3, count=20, seed=seed + 1, contrast=contrast)
+    order = np.random.default_rng(0).permutation(len(made))
+    made = [made[i] for i in order]
+    sound = torch.tensor([bool(torch.equal(given, truth)) for _, given, truth in made])
+    views = torch.stack(
+        [scene_looks(image + (2.0 if i >= 65 else 0)) for i, (image, *_) in zip(order, made, strict=True)]
+    )
+    blind, told = explained(looked(made)), explained(looked(made), views)
+    assert told[sound].mean() > 0.9
+    assert told[~sound].mean() < 0.15
+    assert blind[sound].mean() < 0.8
+
+
+def test_a_scene_that_foretells_nothing_changes_nothing() -> None:
+    made = scenes(0, count=50) + scenes(3, count=30, seed=1)
+    views = torch.randn(80, len(SCENE), FEATURES, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(explained(looked(made), views), explained(looked(made)))
+
+
+def test_a_scene_is_the_quantiles_of_the_looks() -> None:
+    image = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0))
+    fine = np.stack(
+        [ndimage.gaussian_filter(c, 0.7, mode="nearest", truncate=2.01 / 0.7) for c in image.numpy()]
+    )
+    expected = np.quantile(fine.reshape(2, -1), SCENE, axis=1)
+    assert scene_looks(image).shape == (len(SCENE), 2 * FEATURES)
+    np.testing.assert_allclose(scene_looks(image)[:, :2].numpy(), expected, atol=1e-5)
+
+
+# A ball of few voxels does not grow back from the core of it, so 3-D shrinks less.
+@pytest.mark.parametrize(("ndim", "grow"), [(2, -3), (2, -1.5), (2, 2), (2, 3), (3, -1.5), (3, 2), (3, 3)])
+def test_an_outline_is_moved_to_the_boundary(ndim: int, grow: float) -> None:
+    sound, flawed = scenes(0, ndim, count=30), scenes(grow, ndim, count=10, seed=1)
+    mender = Mender.fit(looked(sound), torch.ones(30))
+    moved = 0
+    for index, (image, given, truth) in enumerate(flawed):
+        found = mender.offset(image, given, torch.ones_like(given), index)
+        if found is None:
+            continue
+        offset, distance = found
+        moved += 1
+        assert offset == pytest.approx(grow, abs=1)
+        np.testing.assert_allclose(
+            (distance > offset).sum(), truth.sum().item(), rtol=0.3 if ndim == 3 else 0.2
+        )
+    assert moved >= 6
+
+
+def test_an_outline_stays_where_the_images_do_not_say_better() -> None:
+    sound = scenes(0, count=30)
+    mender = Mender.fit(looked(sound), torch.ones(30))
+    for index, (image, given, _) in enumerate(scenes(0, count=10, seed=1)):
+        everywhere = torch.ones_like(given)
+        assert mender.offset(image, given, everywhere, index) is None
+        assert mender.offset(torch.randn_like(image), given, everywhere, index) is None
+        assert mender.offset(image, given & False, everywhere, index) is None
+        assert mender.offset(image, given, everywhere & False, index) is None
+
+
+def test_signed_distance_of_a_half_plane() -> None:
+    mask = np.zeros((4, 9), bool)
+    mask[:, :5] = True
+    np.testing.assert_allclose(signed_distance(mask)[0], 4.5 - np.arange(9))
+
+
+def test_moved_labels_take_the_nearest_class() -> None:
+    label = np.zeros((7, 12), int)
+    label[2:5, 3:6], label[2:5, 6:9] = 1, 2
+    distance = signed_distance(label > 0)
+    np.testing.assert_array_equal(moved_labels(label, distance, 0.0), label)
+    wider, tighter = moved_labels(label, distance, -1.0), moved_labels(label, distance, 1.0)
+    assert wider[3].tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0]
+    assert tighter[3].tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 0, 0, 0, 0]
+    assert not tighter[[2, 4]].any()
 
 
 def test_more_cases_than_are_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:

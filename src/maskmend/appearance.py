@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from maskmend.mixture import Groups
@@ -30,6 +32,20 @@ LEAST_CASES = 20  # with fewer outlines nothing is told apart
 GUESSES = 6
 TRIMS = (1.0, 0.7)  # share of the explained outlines that is learnt from
 ROUNDS = 6
+SCENE = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles that describe an image
+SCENE_VOXELS = 20_000  # more tell nothing new
+FORETOLD = (
+    0.75  # AUROC from which on suspicion goes with the kind of image (measured: flaws .3 to .6, kinds .9)
+)
+SPLITS = 3  # kinds of images are told apart at most so deep
+REACH = 5.0  # voxels that an outline is moved at most
+STEP = 0.5
+PLAUSIBLE = (
+    0.9  # a moved outline must be explained this well, relative to the worst but a tenth of the believed ones
+)
+NEARLY = 0.1  # of what the given outline leaves unexplained, beyond the believed ones: enough in any case
+LEAST_MEND = 0.1  # share of an outline that the moved one must explain better
+CHUNK = 100_000  # voxels whose looks are judged at a time
 
 
 def outline_looks(image: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
@@ -59,6 +75,17 @@ def outline_looks(image: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
         chosen = torch.linspace(0, len(places) - 1, PLACES, device=places.device).round().long()
         rows.append(looks[:, places[chosen]].T)
     return torch.cat(rows)
+
+
+def scene_looks(image: Tensor) -> Tensor:
+    """What the whole image looks like, whatever is drawn on it: quantiles of its looks, (len(SCENE), C * FEATURES).
+
+    Args:
+        image: (C, *S), normalised.
+    """
+    flat = _looks(image).flatten(1)
+    flat = flat[:, :: max(1, flat.shape[1] // SCENE_VOXELS)]
+    return torch.quantile(flat, torch.tensor(SCENE, dtype=flat.dtype, device=flat.device), dim=1)
 
 
 class OutlineModel:
@@ -94,7 +121,7 @@ class OutlineModel:
         Returns:
             Mean squared error of telling inside (+1) from outside (-1), (N,) or (rows,), double.
         """
-        weights = self._weights(believed[self.rows].to(self.gram))
+        weights = self.weights(believed)
         if looks is None:
             return self._mean_square(self.waves, weights[self.fold[self.rows]])
         found = []
@@ -109,9 +136,9 @@ class OutlineModel:
             [self._mean_square(self.waves, one.expand(len(self.waves), -1)) for one in weights]
         )
 
-    def _weights(self, believed: Tensor) -> Tensor:
-        """(FOLDS, W): fitted without each fold."""
-        fold = self.fold[self.rows]
+    def weights(self, believed: Tensor) -> Tensor:
+        """What tells inside from outside, fitted without each fold: (FOLDS, W), double; case n is of fold n % FOLDS."""
+        believed, fold = believed[self.rows].to(self.gram), self.fold[self.rows]
         gram, moment = [], []
         for k in range(FOLDS):
             used = believed * (fold != k)
@@ -136,7 +163,7 @@ def unexplained(looks: Tensor) -> Tensor:
     return OutlineModel(looks).errors(torch.ones(len(looks), device=looks.device), looks)
 
 
-def explained(looks: Tensor) -> Tensor:
+def explained(looks: Tensor, scenes: Tensor | None = None) -> Tensor:
     """P(the outline belongs to the convention that the images explain best), (N,); 1 for all if there is one.
 
     No network is needed: the looks of sound outlines, learnt from some masks, return in other sound ones; those of an
@@ -145,22 +172,156 @@ def explained(looks: Tensor) -> Tensor:
     explained and learn from the best of it, until it stays; of these ends take the one whose outlines are many and
     explained best. So even a minority of sound masks can win over flaws that all go one way.
 
+    A flaw is of the mask. Where the image alone foretells which outlines are not explained, there are several kinds
+    of images (two stains, two scanners), and each kind is judged by itself.
+
     Args:
         looks: (N, 2 * PLACES, F) of `outline_looks`. Cases without an outline (all zeros) get 1, as do all when fewer
             than LEAST_CASES have one.
+        scenes: (N, len(SCENE), F) of `scene_looks`; None: all images are of one kind.
     """
     found = torch.ones(len(looks), device=looks.device)
     rows = torch.nonzero(looks.flatten(1).any(1))[:, 0]
-    if len(rows) < LEAST_CASES:
+    found[rows] = _by_kind(looks[rows], None if scenes is None else scenes[rows].flatten(1), SPLITS)
+    return found
+
+
+def _by_kind(looks: Tensor, scenes: Tensor | None, splits: int) -> Tensor:
+    if len(looks) < LEAST_CASES:
+        return torch.ones(len(looks), device=looks.device)
+    found = _convention(looks)
+    kind = None if scenes is None else _foretold(scenes, found < 0.5)
+    if kind is None or scenes is None:
         return found
-    seen = looks[rows]
-    model = OutlineModel(seen)
+    found = torch.ones_like(found)
+    if splits:
+        for part in (kind, ~kind):
+            found[part] = _by_kind(looks[part], scenes[part], splits - 1)
+    return found
+
+
+def _foretold(scenes: Tensor, suspected: Tensor) -> Tensor | None:
+    """The kind of each image by which suspicion goes, (N,) bool; None where the images do not foretell it.
+
+    Ridge regression on (N, F) scenes; each case is foretold by the others.
+    """
+    count = int(suspected.sum())
+    if not 2 * FOLDS <= count <= len(suspected) - 2 * FOLDS:
+        return None
+    flat = ((scenes - scenes.mean(0)) / scenes.std(0).clamp_min(1e-6)).clamp(-3, 3).double()
+    flat = torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1)
+    aim = 2 * suspected.double() - 1
+    fold = torch.arange(len(flat), device=flat.device) % FOLDS
+    ridge = 2 * FOLDS * torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device)
+    foretold = torch.empty_like(aim)
+    for k in range(FOLDS):
+        used = flat[fold != k]
+        foretold[fold == k] = flat[fold == k] @ torch.linalg.solve(
+            used.T @ used + ridge, used.T @ aim[fold != k]
+        )
+    above = foretold[suspected, None] > foretold[~suspected]
+    return foretold > 0 if float(above.double().mean()) > FORETOLD else None
+
+
+def _convention(looks: Tensor) -> Tensor:
+    """`explained` of LEAST_CASES or more outlines of one kind of image."""
+    model = OutlineModel(looks)
     ends = [_settled(model, start, trim) for start in _first_guesses(model) for trim in TRIMS]
     _, believed, groups = max(ends, key=lambda end: end[0])
-    everyone = torch.zeros(len(rows), dtype=believed.dtype, device=looks.device)
+    everyone = torch.zeros(len(looks), dtype=believed.dtype, device=looks.device)
     everyone[model.rows] = believed
-    found[rows] = groups.posterior(model.errors(everyone, seen)[:, None].float()).to(found)
-    return found
+    return groups.posterior(model.errors(everyone, looks)[:, None].float()).to(looks)
+
+
+class Mender:
+    """Moves an outline inwards or outwards as a whole to where the images explain it, without any network.
+
+    Args:
+        scale: centre and spread of the looks, (2, F).
+        weights: (FOLDS, W) of an `OutlineModel` fitted on believed outlines.
+        plausible: share of an outline that may stay unexplained, and that stays so in the mean of believed ones, (2,).
+    """
+
+    def __init__(self, scale: Tensor, weights: Tensor, plausible: Tensor) -> None:
+        self.scale, self.weights, self.plausible = scale, weights, plausible
+
+    @classmethod
+    def fit(cls, looks: Tensor, believed: Tensor) -> Mender:
+        """From the believed outlines (N, 2 * PLACES, F); plausible is what most of them nearly reach."""
+        model = OutlineModel(looks)
+        errors = model.errors(believed, looks)
+        sound = errors[(believed > 0.5) & looks.flatten(1).any(1)]
+        if not len(sound):
+            sound = errors.new_zeros(1)
+        plausible = torch.stack([1 - PLAUSIBLE * (1 - sound.quantile(0.9)), sound.mean()])
+        return cls(torch.stack([model.centre, model.spread]), model.weights(believed), plausible)
+
+    def offset(
+        self, image: Tensor, mask: Tensor, valid: Tensor, index: int
+    ) -> tuple[float, np.ndarray] | None:
+        """How far inwards the outline belongs, in voxels (negative: outwards), and its signed distances (*S).
+
+        None where no place is explained clearly better than the given one and as well as the believed outlines.
+
+        Args:
+            image: (C, *S), normalised.
+            mask: (*S) bool.
+            valid: (*S) bool; voxels outside it are not judged.
+            index: number of the case, which is judged by the fit without its fold.
+        """
+        if not bool(mask.any()):
+            return None
+        distance = signed_distance(mask.cpu().numpy())
+        near = (torch.from_numpy(distance).to(mask.device).abs() <= REACH + 1.5) & valid
+        places = torch.nonzero(near.flatten())[:, 0]
+        if not len(places):
+            return None
+        looks = _looks(image).flatten(1)
+        side = torch.cat([self._side(looks[:, some].T, index) for some in places.split(CHUNK)])
+        depth = torch.from_numpy(distance).to(side).flatten()[places]
+        offsets = torch.arange(-REACH, REACH + STEP / 2, STEP).tolist()
+        errors = [_unexplained_at(depth - offset, side) for offset in offsets]
+        best = min(range(len(offsets)), key=errors.__getitem__)
+        given = errors[offsets.index(0.0)]
+        at_the_end = best in (0, len(offsets) - 1)
+        most, mean = self.plausible.tolist()
+        # Where believed outlines are explained almost fully, a moved one, never quite the true one, is not.
+        most = max(most, mean + NEARLY * (given - mean))
+        if at_the_end or errors[best] > min(given - LEAST_MEND, most):
+            return None
+        return offsets[best], distance
+
+    def _side(self, looks: Tensor, index: int) -> Tensor:
+        """+1 inside, -1 outside, by the looks (M, F) alone: (M,)."""
+        centre, spread = self.scale
+        return _fourier(((looks - centre) / spread).clamp(-4, 4)) @ self.weights[index % FOLDS]
+
+
+def signed_distance(mask: np.ndarray) -> np.ndarray:
+    """Distance of voxel centres to the boundary of a mask (*S) that is neither empty nor all, in voxels; inside > 0."""
+    inside = ndimage.distance_transform_edt(mask)
+    return np.where(mask, inside - 0.5, 0.5 - ndimage.distance_transform_edt(~mask))
+
+
+def moved_labels(label: np.ndarray, distance: np.ndarray, offset: float) -> np.ndarray:
+    """The label map (*S) with the outline of its foreground moved; voxels gained take the nearest class.
+
+    Args:
+        label: classes, 0 is background.
+        distance: `signed_distance` of its foreground.
+        offset: voxels inwards; negative outwards.
+    """
+    nearest = ndimage.distance_transform_edt(label == 0, return_distances=False, return_indices=True)
+    return np.where(distance > offset, label[tuple(nearest)], 0)
+
+
+def _unexplained_at(depth: Tensor, side: Tensor) -> float:
+    """Share of an outline that the sides (M,) leave unexplained, by the signed distances (M,) from it."""
+    inside, outside = (depth > 0) & (depth < 1.01), (depth <= 0) & (depth > -1.01)
+    if int(inside.sum()) < FEATURES or int(outside.sum()) < FEATURES:
+        return math.inf
+    # Both sides count the same, as they do in the fit.
+    return float((side[inside] - 1).square().mean() + (side[outside] + 1).square().mean()) / 2
 
 
 def _first_guesses(model: OutlineModel) -> list[Tensor]:

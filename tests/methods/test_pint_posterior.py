@@ -122,6 +122,8 @@ def numpy_target(method: PintPosterior, batch: dict, keep_scale: float) -> tuple
     logits = method.scale.item() * np.log(memory) + method.bias.double().numpy()[None, :, None, None]
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
+    mended = method.mended.double().numpy()
+    p[mended > 0] = memory[mended > 0]
     label, q = batch["label"].numpy(), method.image_posterior.double().numpy()
     given = np.moveaxis(np.eye(3)[label], -1, 1)
     decided = np.moveaxis(np.eye(3)[p.argmax(1)], -1, 1)
@@ -136,13 +138,13 @@ def numpy_target(method: PintPosterior, batch: dict, keep_scale: float) -> tuple
     ]
     teacher = np.clip((np.array(expected) - 0.5) / 0.3, 0, 1)
     flawed = np.where(batch["trusted"].numpy(), 0, 1 - q)
-    replaced = flawed * teacher * method.replaceable.double().numpy()
+    replaced = flawed * np.maximum(mended, teacher * method.replaceable.double().numpy())
     image = (1 - replaced)[:, None, None]
     u = -(p * np.log(p)).sum(1) / np.log(3)
     p_y = (p * given).sum(1)
     pixel = 1 - (1 - u) * (1 - p_y) if method.pixel_level else 1.0
     keep = 1 - keep_scale * (1 - image * pixel)
-    of_image = 1 - (1 - method.pseudo_weight) * flawed
+    of_image = np.where(mended > 0, 1, 1 - (1 - method.pseudo_weight) * flawed)
     weight = batch["valid"].numpy() * (1 - keep_scale * (1 - of_image[:, None, None]))
     return keep[:, None] * given + (1 - keep[:, None]) * p, weight
 
@@ -159,6 +161,7 @@ def test_target_and_weight_follow_the_formula(
     batch["trusted"][1] = True
     method.image_posterior = torch.tensor([0.9, 0.2, 0.0, 0.5])
     method.replaceable = torch.tensor([1.0, 0.9, 0.8, 0.0])
+    method.mended = torch.tensor([0.0, 0.0, 0.0, 1.0])
     method.scale, method.bias = torch.tensor([1.7]), torch.tensor([0.0, 0.3, -0.2])
     seen: list[torch.Tensor] = []
 
@@ -257,3 +260,41 @@ def test_memory_is_the_average_over_looks() -> None:
     assert torch.equal(method.revise(0, first, label, valid, None, 0.3, image), first)
     after = method.revise(0, second, label, valid, first, 0.4, image)
     torch.testing.assert_close(after, 0.7 * first + 0.3 * second)
+
+
+def test_a_flawed_mask_is_mended_once_and_kept() -> None:
+    """40 outlines on the boundary, 20 drawn 3 voxels too large: these are drawn anew after the first look."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    method = PintPosterior(toy_network)
+    method.begin(60)
+    valid = torch.ones(SIZE, SIZE, dtype=torch.bool)
+    teacher = soft(disc(20), 0.97)  # far off: it must not matter
+    cases = []
+    for index in range(60):
+        radius = rng.uniform(11, 16)
+        image = 2 * disc(radius).float()[None] + torch.randn(1, SIZE, SIZE)
+        cases.append((radius, disc(radius + (3 if index >= 40 else 0)), image))
+    memories = [method.revise(i, teacher, g, valid, None, 0.3, x) for i, (_, g, x) in enumerate(cases)]
+    method.after_revision(0.3)
+    assert not method.mended.any()
+    for _ in range(2):
+        memories = [
+            method.revise(i, teacher, g, valid, memories[i], 0.4, x) for i, (_, g, x) in enumerate(cases)
+        ]
+        method.after_revision(0.4)
+    assert not method.mended[:40].any()
+    done = [i for i in range(40, 60) if method.mended[i]]
+    assert len(done) >= 10
+    for i in done:
+        radius = cases[i][0]
+        assert set(memories[i].unique().tolist()) == {0.0, 1.0}
+        true, mended, given = (m[1].sum().item() for m in (hot(disc(radius)), memories[i], hot(cases[i][1])))
+        assert abs(mended - true) < 0.4 * abs(given - true)
+    off = PintPosterior(toy_network, mend=False)
+    off.begin(60)
+    for i, (_, g, x) in enumerate(cases):
+        off.revise(i, teacher, g, valid, None, 0.3, x)
+    off.after_revision(0.3)
+    again = off.revise(45, teacher, cases[45][1], valid, teacher, 0.4, cases[45][2])
+    torch.testing.assert_close(again, teacher)

@@ -11,10 +11,14 @@ from maskmend.appearance import (
     INDEPENDENT,
     LEAST_CASES,
     PLACES,
+    SCENE,
+    Mender,
     OutlineModel,
     explained,
     image_support,
+    moved_labels,
     outline_looks,
+    scene_looks,
 )
 from maskmend.losses import ce_dice, one_hot
 from maskmend.methods.base import (
@@ -32,11 +36,12 @@ SAMPLED = 128  # voxels per case on which the teacher is calibrated
 CALIBRATED_ON = 8000  # voxels of all cases together
 TINY = 1e-4
 LEAST_ACCUSED = 0.05  # P(flawed) from which on the teacher's outline is compared with the given one
+UNTRIED, IN_VAIN, MENDED = 0.0, -1.0, 1.0
 LEAST_GAIN = 0.1  # share of an outline that the teacher's must explain better to take the given one's place
 
 
 class PintPosterior(EmaMethod):
-    """Believe the masks whose outlines the images explain; learn the others from the teacher, set to their convention.
+    """Believe the masks whose outlines the images explain; move the others there, or learn from the teacher instead.
 
     Uncertainty alone fails twice: a clean boundary is unsure too, and a teacher trained on masks that are
     half of them drawn too large predicts a boundary in between, equally far from the good and the bad. Two things
@@ -47,7 +52,8 @@ class PintPosterior(EmaMethod):
     1. the teacher looks at every whole case once per epoch; its predictions are averaged over the epochs
        (temporal ensembling: K passes for the price of one forward pass per image and epoch);
     2. at the first look, every image gets the posterior `q` that its outline is one the images explain (see
-       `maskmend.appearance.explained`);
+       `maskmend.appearance.explained`); at the second, a mask that is not believed is drawn wider or tighter, if that
+       makes its outline as well explained as the believed ones are (`Mender`), and is learnt like any other;
     3. where the images tell no two conventions apart, the teacher does: per case and class, the signed offset (mean
        thickness between the two boundaries, in voxels) and the disagreement that remains once volumes are matched
        are measured; cases fall into groups of like offset (see `Groups`), the shared convention is the one that
@@ -56,7 +62,7 @@ class PintPosterior(EmaMethod):
     4. the teacher is calibrated to the convention: `softmax(a log p + b)` fitted on the cases that follow it;
     5. each voxel learns `w y + (1 - w) p`, `w = 1 - (1 - q) r`: the given label unless the image does not follow the
        convention and the teacher can do better (`r`: its outline is explained better than the given one, and it is
-       sure of its own Dice). Images that do not follow the convention weigh `pseudo_weight`.
+       sure of its own Dice). Images that do not follow the convention, and are not mended, weigh `pseudo_weight`.
 
     When all masks follow one convention there is one group, and when no group stands out none is chosen: `q` is
     then 1 and the image level does nothing.
@@ -74,6 +80,7 @@ class PintPosterior(EmaMethod):
         pixel_level: weigh voxels by the noise posterior.
         calibrate: set the teacher to the shared convention before it is used as pseudo label.
         appearance: let the images speak, not only masks and teacher; without it step 2 is left out.
+        mend: draw masks wider or tighter where the images say so.
         pseudo_weight: weight of an image that is learnt from its pseudo label, relative to one learnt from its given
             label, in [0, 1]; 0 leaves flawed images out.
         range_voxels: width of the uniform that takes masks of no group, > 0; wider is more forgiving.
@@ -103,6 +110,7 @@ class PintPosterior(EmaMethod):
         pixel_level: bool = False,
         calibrate: bool = True,
         appearance: bool = True,
+        mend: bool = True,
         pseudo_weight: float = 0.3,
         range_voxels: float = 8.0,
         strength: float = 1.0,
@@ -111,7 +119,7 @@ class PintPosterior(EmaMethod):
         self.warmup = within("warmup", warmup, 0, 0.99)
         self.memory = within("memory", memory, 0, 0.999)
         self.image_level, self.pixel_level, self.calibrate = image_level, pixel_level, calibrate
-        self.appearance = appearance
+        self.appearance, self.mend = appearance, mend
         self.pseudo_weight = within("pseudo_weight", pseudo_weight, 0, 1)
         self.range_voxels = within("range_voxels", range_voxels, 1e-3, 1e6)
         self.strength = within("strength", strength, 0, 1)
@@ -119,10 +127,16 @@ class PintPosterior(EmaMethod):
         self.residuals = Groups(width=3.0, least_sd=0.15, most=2, lowest=True)
         for name in ("explained", "accused", "image_posterior", "replaceable", "scale", "bias"):
             self.register_buffer(name, torch.zeros(0))
+        for name in ("mended", "look_scale", "side_weights", "plausible"):
+            self.register_buffer(name, torch.zeros(0))
         self.explained: Tensor
         self.accused: Tensor
         self.image_posterior: Tensor
         self.replaceable: Tensor
+        self.mended: Tensor
+        self.look_scale: Tensor
+        self.side_weights: Tensor
+        self.plausible: Tensor
         self.register_buffer("classes", torch.zeros((), dtype=torch.long))
         self.classes: Tensor
         self.scale: Tensor
@@ -134,7 +148,9 @@ class PintPosterior(EmaMethod):
         given, valid = one_hot(batch["label"], logits.shape[1]), batch["valid"]
         if "memory" not in batch or not len(self.image_posterior):
             return StepOutput(ce_dice(logits, given, valid))
-        probs = self._calibrated(batch["memory"])
+        mended = self.mended[batch["index"]].view(-1, *[1] * valid.ndim)
+        # A mended mask is a label: there is no teacher in it to be calibrated.
+        probs = torch.where(mended > 0, batch["memory"], self._calibrated(batch["memory"]))
         image_trust, image_weight = self._image_trust(probs, batch["index"], batch["trusted"])
         trust = image_trust.view(-1, *[1] * (valid.ndim - 1)) * self._pixel_trust(probs, batch["label"])
         moved = self.strength * ramp(progress, self.warmup, self.warmup + 0.1)
@@ -160,35 +176,42 @@ class PintPosterior(EmaMethod):
         progress: float,
         image: Tensor,
     ) -> Tensor | None:
-        """Average the looks; keep what sets this case's mask apart from the average."""
-        averaged = probs if memory is None else torch.lerp(probs, memory, self.memory)
-        given = one_hot(label[None], len(probs))[0]
-        features = mask_features(averaged * valid, given * valid)
+        """Average the looks, or mend the mask; keep what sets this case's mask apart from the average."""
+        drawn = (label > 0) & valid
         self.classes.fill_(len(probs))
-        size = self._looks_size(len(probs))
         if memory is None:  # image and label stay as they are: looked at once
-            looks = outline_looks(image, (label > 0) & valid, valid).flatten()
+            looks, scene = outline_looks(image, drawn, valid).flatten(), scene_looks(image).flatten()
+            state = looks.new_full((1,), UNTRIED)
         else:
-            looks = self.case_state[index, :size].to(probs)
+            kept = self.case_state[index].to(probs).split(self._sizes(len(probs)))
+            state, looks, scene = kept[:3]
+        accused = float(self.accused[index]) if len(self.accused) else 0.0
+        averaged = probs if memory is None else torch.lerp(probs, memory, self.memory)
+        if state == UNTRIED and accused > 0.5 and len(self.side_weights):
+            mended = self._mended(index, image, label, valid, len(probs))
+            state = state.new_full((1,), IN_VAIN if mended is None else MENDED)
+            averaged = averaged if mended is None else mended.to(averaged)
+        elif state == MENDED and memory is not None:
+            averaged = memory
         own = torch.zeros_like(looks)
-        if len(self.accused) and self.accused[index] > LEAST_ACCUSED:  # else it is not asked for
+        if accused > LEAST_ACCUSED and state != MENDED:  # else it is not asked for
             fitted = self._calibrated(averaged[None])[0]
             own = outline_looks(image, (fitted[1:].amax(0) > fitted[0]) & valid, valid).flatten()
+        given = one_hot(label[None], len(probs))[0]
+        features = mask_features(averaged * valid, given * valid)
         sample = _calibration_sample(averaged, label, valid)
-        self.keep(index, torch.cat([looks, own, features.flatten(), sample.flatten()]))
+        self.keep(index, torch.cat([state, looks, scene, own, features.flatten(), sample.flatten()]))
         return averaged
 
     @torch.no_grad()
     def after_revision(self, progress: float) -> None:
         """Fit the shared convention over all cases, then the teacher's calibration to it."""
         classes = int(self.classes)
-        size = self._looks_size(classes)
-        looks, own, features, sample = self.case_state.split(
-            [size, size, 2 * (classes - 1), SAMPLED * (classes + 2)], dim=1
-        )
+        state, looks, scene, own, features, sample = self.case_state.split(self._sizes(classes), dim=1)
         looks, own = looks.unflatten(1, (2 * PLACES, -1)), own.unflatten(1, (2 * PLACES, -1))
         if not len(self.explained):  # images and masks stay: once is enough
-            self.explained = explained(looks) if self.appearance else torch.ones_like(looks[:, 0, 0])
+            self._ask_images(looks, scene.unflatten(1, (len(SCENE), -1)))
+        self.mended = (state[:, 0] == MENDED).to(looks)
         self.offsets.fit(features[:, : classes - 1], self._evidence(looks) if self.appearance else None)
         alike = self.offsets.posterior(features[:, : classes - 1])
         rest = features[:, classes - 1 :].mean(1, keepdim=True)
@@ -200,6 +223,24 @@ class PintPosterior(EmaMethod):
         # Where only the teacher accuses, the image may still side with the mask.
         self.image_posterior = believed if image_speaks else 1 - self.accused * self.replaceable
         self.scale, self.bias = _fit_calibration(sample.view(-1, SAMPLED, classes + 2), self.image_posterior)
+
+    def _ask_images(self, looks: Tensor, scenes: Tensor) -> None:
+        """Which outlines the images explain, and what mends the others."""
+        self.explained = explained(looks, scenes) if self.appearance else torch.ones_like(looks[:, 0, 0])
+        if self.mend and bool((self.explained < 0.5).any()):
+            mender = Mender.fit(looks, self.explained)
+            self.look_scale, self.side_weights = mender.scale, mender.weights
+            self.plausible = mender.plausible
+
+    def _mended(self, index: int, image: Tensor, label: Tensor, valid: Tensor, classes: int) -> Tensor | None:
+        """One-hot (K, *S) of the mask, drawn as much wider or tighter as the image says; None if it does not."""
+        mender = Mender(self.look_scale, self.side_weights, self.plausible)
+        found = mender.offset(image, (label > 0) & valid, valid, index)
+        if found is None:
+            return None
+        offset, distance = found
+        moved = torch.from_numpy(moved_labels(label.cpu().numpy(), distance, offset)).to(label)
+        return one_hot(torch.where(valid, moved, label)[None], classes)[0]
 
     def noise(self, probs: Tensor, label: Tensor) -> Tensor:
         """P(label wrong): the voxel posterior where the image follows the convention, `1 - p_y` where it does not."""
@@ -217,8 +258,11 @@ class PintPosterior(EmaMethod):
         rest = features[:, half:].mean(1, keepdim=True)
         return self.offsets.posterior(features[:, :half]) * self.residuals.posterior(rest)
 
-    def _looks_size(self, classes: int) -> int:
-        return (self.case_state.shape[1] - 2 * (classes - 1) - SAMPLED * (classes + 2)) // 2
+    def _sizes(self, classes: int) -> list[int]:
+        """Of the parts of a row of `case_state`: state, looks, scene, the teacher's looks, features, sample."""
+        rest = [2 * (classes - 1), SAMPLED * (classes + 2)]
+        wide = (self.case_state.shape[1] - 1 - sum(rest)) // (4 * PLACES + len(SCENE))
+        return [1, 2 * PLACES * wide, len(SCENE) * wide, 2 * PLACES * wide, *rest]
 
     def _evidence(self, looks: Tensor) -> Callable[[Tensor], float]:
         """Of the image for a group of cases: how well their outlines are explained, by one another and by all."""
@@ -241,8 +285,9 @@ class PintPosterior(EmaMethod):
             ones = torch.ones_like(index, dtype=torch.float)
             return ones, ones
         flawed = torch.where(trusted, 0.0, 1 - self.image_posterior[index])
-        replaced = flawed * self.replaceable[index] * teacher_trust(probs)
-        return 1 - replaced, 1 - (1 - self.pseudo_weight) * flawed
+        mended = self.mended[index]
+        replaced = flawed * torch.maximum(mended, self.replaceable[index] * teacher_trust(probs))
+        return 1 - replaced, 1 - (1 - self.pseudo_weight) * flawed * (1 - mended)
 
     def _better_explained(self, looks: Tensor, own: Tensor, believed: Tensor) -> Tensor:
         """P(the image explains the teacher's outline better than the given one), (N,); 1 where nobody can tell.
