@@ -8,6 +8,7 @@ outline drawn a few voxels off runs through tissue that looks the same on both s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -297,21 +298,32 @@ class Mender:
         return _fourier(((looks - centre) / spread).clamp(-4, 4)) @ self.weights[index % FOLDS]
 
 
-def signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance of voxel centres to the boundary of a mask (*S) that is neither empty nor all, in voxels; inside > 0."""
-    inside = ndimage.distance_transform_edt(mask)
-    return np.where(mask, inside - 0.5, 0.5 - ndimage.distance_transform_edt(~mask))
+def signed_distance(mask: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
+    """Distance of voxel centres to the boundary of a mask (*S) that is neither empty nor all; inside > 0.
+
+    Args:
+        mask: bool.
+        spacing: voxel size, for a distance in its unit; None: in voxels.
+    """
+    half = 0.5 if spacing is None else float(np.mean(spacing)) / 2
+    inside = ndimage.distance_transform_edt(mask, sampling=spacing)
+    return np.where(mask, inside - half, half - ndimage.distance_transform_edt(~mask, sampling=spacing))
 
 
-def moved_labels(label: np.ndarray, distance: np.ndarray, offset: float) -> np.ndarray:
+def moved_labels(
+    label: np.ndarray, distance: np.ndarray, offset: float, spacing: Sequence[float] | None = None
+) -> np.ndarray:
     """The label map (*S) with the outline of its foreground moved; voxels gained take the nearest class.
 
     Args:
         label: classes, 0 is background.
         distance: `signed_distance` of its foreground.
-        offset: voxels inwards; negative outwards.
+        offset: how far inwards, in the unit of the distance; negative outwards.
+        spacing: as for the distance.
     """
-    nearest = ndimage.distance_transform_edt(label == 0, return_distances=False, return_indices=True)
+    nearest = ndimage.distance_transform_edt(
+        label == 0, sampling=spacing, return_distances=False, return_indices=True
+    )
     return np.where(distance > offset, label[tuple(nearest)], 0)
 
 

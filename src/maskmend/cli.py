@@ -298,6 +298,10 @@ def screen(
         Path | None,
         typer.Option("--out", "-o", metavar="CSV", help="Write the whole list.", show_default=False),
     ] = None,
+    mend: Annotated[
+        Path | None,
+        typer.Option("--mend", help="New folder for suspects' masks, drawn where the images explain them."),
+    ] = None,
     config: File = None,
     phi_safe: PhiSafe = None,
     as_json: Json = False,
@@ -309,7 +313,7 @@ def screen(
     from maskmend.data.atomic import write_text
 
     with _counter("looking at outlines") as progress:
-        answer = run_screen(dataset, options.data, progress=progress)
+        answer = run_screen(dataset, options.data, mend=mend, progress=progress)
     if out:
         write_text(out, answer.to_csv())
     _print_json(answer.to_json()) if as_json else _print_rich(answer.to_table())

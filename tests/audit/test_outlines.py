@@ -90,3 +90,36 @@ def test_large_objects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     label[::50, ::50] = 1
     image = np.random.default_rng(0).normal(size=(1, 300, 300))
     assert scaled_looks(image, label, (1, 1)).shape[0] == 2 * PLACES
+
+
+def test_no_mask_has_a_part_in_the_overview() -> None:
+    """It is of the image, whole and at any size."""
+    image = np.random.default_rng(0).normal(5, 3, (2, 200, 150))
+    view = outlines.overview(image)
+    assert view.shape == (5, 2 * outlines_features())
+    np.testing.assert_allclose(view.numpy(), outlines.overview(10 * image - 3).numpy(), atol=1e-4)
+    # Brightness: the median of what has mean 0 and spread 1.
+    assert abs(view[2, 0].item()) < 0.1
+
+
+def outlines_features() -> int:
+    from maskmend.appearance import FEATURES
+
+    return FEATURES
+
+
+def test_kinds_of_images_are_asked_one_by_one() -> None:
+    """Scenes that foretell the suspicion split the cases; the witness hands them on."""
+    rng = np.random.default_rng(0)
+    looks = {f"{kind}{i}": case(i, 16, 0.0) for kind in "ab" for i in range(25)}
+    sign = {name: 1 if name[0] == "a" else -1 for name in looks}
+    tables = {name: scaled_looks(sign[name] * one[0], one[1], (1, 1)) for name, one in looks.items()}
+    views = {
+        name: torch.full((5, 4), float(sign[name]))
+        + 0.1 * torch.tensor(rng.normal(size=(5, 4)), dtype=torch.float32)
+        for name in looks
+    }
+    told = ImageWitness.of(tables, views)
+    assert min(told.convention.values()) > 0.5
+    assert told.mender is not None
+    assert told.numbers == {name: i for i, name in enumerate(looks)}

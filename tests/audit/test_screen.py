@@ -65,3 +65,54 @@ def test_too_few_masks(tmp_path: Path, capsys) -> None:
     make_phantom(tmp_path / "few", train=12, test=0, shape=(32, 32))
     assert main(["screen", str(tmp_path / "few")]) == 3
     assert "fewer than 20" in capsys.readouterr().err
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * ((a > 0) & (b > 0)).sum() / max((a > 0).sum() + (b > 0).sum(), 1)
+
+
+def test_suspects_are_mended(flawed: tuple[Path, set[str]], tmp_path: Path, capsys) -> None:
+    folder, wrong = flawed
+    originals = {file.name: file.read_bytes() for file in (folder / "labels").iterdir()}
+    capsys.readouterr()
+    assert main(["screen", str(folder), "--mend", str(tmp_path / "mended"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    written = {file.name.split(".")[0]: file for file in (tmp_path / "mended").iterdir()}
+    assert set(written) == set(answer["mended"])
+    assert len(written) >= 0.6 * len(wrong)
+    assert len(set(written) - wrong) <= 1
+    assert f"{len(written)} of them mended" in answer["verdict"]
+    before, after = [], []
+    for name, file in written.items():
+        given, geometry = read_label(folder / "labels" / file.name)
+        mended, its = read_label(file)
+        truth = read_label(folder.parent / "true" / "labels" / file.name)[0]
+        assert mended.shape == given.shape
+        assert its == geometry
+        assert set(np.unique(mended)) <= set(np.unique(given))
+        if name not in wrong:
+            continue
+        assert answer["mended"][name] < 0  # drawn too large: the outline goes inwards
+        before.append(_dice(given, truth))
+        after.append(_dice(mended, truth))
+    assert np.mean(after) > np.mean(before) + 0.08
+    assert {file.name: file.read_bytes() for file in (folder / "labels").iterdir()} == originals
+
+
+def test_nothing_is_replaced_by_mended_masks(flawed: tuple[Path, set[str]], capsys) -> None:
+    assert main(["screen", str(flawed[0]), "--mend", str(flawed[0] / "labels")]) == 2
+    assert "name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_moving_by_mm_on_an_uneven_grid(ndim: int) -> None:
+    """A ball in voxels of 1 x 2 (x 1) mm, made 2 mm larger: known radii."""
+    from maskmend.appearance import moved_labels, signed_distance
+
+    spacing = (1.0, 2.0, 1.0)[:ndim]
+    axes = np.meshgrid(*[(np.arange(41) - 20) * step for step in spacing], indexing="ij")
+    distance = np.sqrt(sum(axis**2 for axis in axes))
+    small, large = (distance <= 9).astype(np.uint8), (distance <= 11).astype(np.uint8)
+    moved = moved_labels(small, signed_distance(small > 0, spacing), -2.0, spacing)
+    assert _dice(moved, large) > 0.96
+    assert _dice(small, large) < 0.85

@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from maskmend.appearance import LEAST_CASES, OutlineModel, explained, outline_looks
+from maskmend.appearance import LEAST_CASES, Mender, OutlineModel, explained, outline_looks, scene_looks
 from maskmend.audit.look import bounding_box, read_mask
 from maskmend.audit.population import middle_and_spread
 from maskmend.data.case import Case, Dataset
@@ -23,16 +23,38 @@ from maskmend.data.images import MAX_VOXELS, read_case
 
 DIAMETER = 32  # voxels across, to which objects are scaled: looks are of a voxel or two, flaws are parts of an object
 AROUND = 0.25  # of the diameter, kept about the mask
+OVERVIEW = 64  # voxels along an axis, at least half of which a whole image is thinned to
 MOST_ZOOM = 4.0
 MOST_VOXELS = 4_000_000
 EXPECTED = 0.75  # spreads by which flawed outlines are the worse explained; more would be believing too much
 RANGE = (-2.0, 4.0)  # spreads beyond which nothing more is believed
 
 
-def scaled_looks(
+@dataclass(frozen=True)
+class Scaled:
+    """A mask and its surroundings, at a scale that goes by the mask's size.
+
+    Args:
+        image: (C, *B) float, of mean 0 and spread 1.
+        drawn: (*B) bool, the foreground.
+        known: (*B) bool, False where the label is not known.
+        voxel_mm: size of a voxel, about the same along all axes.
+    """
+
+    image: Tensor
+    drawn: Tensor
+    known: Tensor
+    voxel_mm: float = 1.0
+
+    def looks(self) -> Tensor:
+        """`outline_looks` of the foreground."""
+        return outline_looks(self.image, self.drawn, self.known)
+
+
+def scaled(
     image: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], valid: np.ndarray | None = None
-) -> Tensor:
-    """`outline_looks` of the foreground, at a scale that goes by its size.
+) -> Scaled:
+    """The foreground and what is around it, scaled.
 
     Args:
         image: (C, *S), any numbers.
@@ -43,9 +65,7 @@ def scaled_looks(
     drawn = label > 0
     known = np.ones(label.shape, bool) if valid is None else valid
     if not drawn.any():
-        return outline_looks(
-            torch.zeros(len(image), *label.shape), torch.from_numpy(drawn), torch.from_numpy(known)
-        )
+        return Scaled(torch.zeros(len(image), *label.shape), torch.from_numpy(drawn), torch.from_numpy(known))
     spacing = np.asarray(spacing_mm, float)
     volume = float(drawn.sum()) * float(spacing.prod())
     diameter = 2 * (volume / np.pi) ** 0.5 if drawn.ndim == 2 else 2 * (volume * 3 / 4 / np.pi) ** (1 / 3)
@@ -61,10 +81,33 @@ def scaled_looks(
         part = np.stack([ndimage.zoom(ndimage.gaussian_filter(one, blur), zoom, order=1) for one in part])
         drawn = ndimage.zoom(drawn.astype(np.float32), zoom, order=1) > 0.5
         known = ndimage.zoom(known.astype(np.float32), zoom, order=1) > 0.5
+    return Scaled(
+        _standardised(part),
+        torch.from_numpy(drawn),
+        torch.from_numpy(known),
+        float(np.mean((spacing / zoom)[np.array(drawn.shape) > 1])),
+    )
+
+
+def scaled_looks(
+    image: np.ndarray, label: np.ndarray, spacing_mm: Sequence[float], valid: np.ndarray | None = None
+) -> Tensor:
+    """`outline_looks` of the foreground, at a scale that goes by its size; arguments as of `scaled`."""
+    return scaled(image, label, spacing_mm, valid).looks()
+
+
+def overview(image: np.ndarray) -> Tensor:
+    """`scene_looks` of a whole image (C, *S) of any numbers, made small; no mask has a part in it."""
+    steps = [max(1, size // OVERVIEW) for size in image.shape[1:]]
+    thin = (slice(None), *(slice(None, None, step) for step in steps))
+    part = image[thin].astype(np.float32)
+    return scene_looks(_standardised(part))
+
+
+def _standardised(part: np.ndarray) -> Tensor:
     axes = tuple(range(1, part.ndim))
     part = (part - part.mean(axes, keepdims=True)) / (part.std(axes, keepdims=True) + 1e-6)
-    part = np.nan_to_num(part, posinf=0.0, neginf=0.0)
-    return outline_looks(torch.from_numpy(part), torch.from_numpy(drawn), torch.from_numpy(known))
+    return torch.from_numpy(np.nan_to_num(part, posinf=0.0, neginf=0.0))
 
 
 @dataclass(frozen=True)
@@ -75,30 +118,37 @@ class ImageWitness:
         odds: log of how much likelier this outline is a flawed than a sound one, by case.
         unexplained: share of the outline that the looks of others leave unexplained, 0 none, 1 or more all.
         convention: how likely the outline follows the convention that the images explain best, in [0, 1].
+        mender: learnt from the outlines of the convention; None when nothing is said.
+        numbers: of the cases, as the mender counts them.
     """
 
     odds: Mapping[str, float] = field(default_factory=dict)
     unexplained: Mapping[str, float] = field(default_factory=dict)
     convention: Mapping[str, float] = field(default_factory=dict)
+    mender: Mender | None = None
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, looks: Mapping[str, Tensor]) -> ImageWitness:
+    def of(cls, looks: Mapping[str, Tensor], scenes: Mapping[str, Tensor] | None = None) -> ImageWitness:
         """Compare all cases.
 
         Args:
             looks: of `scaled_looks`, by case; too few tell nothing.
+            scenes: of `overview`, by case; None: all images are of one kind.
         """
         ids = [case for case, one in looks.items() if bool(one.any())]
         if len(ids) < LEAST_CASES:
             return cls()
         table = torch.stack([looks[case] for case in ids])
-        believed = explained(table)
+        views = None if scenes is None else torch.stack([scenes[case] for case in ids])
+        believed = explained(table, views)
         errors = OutlineModel(table).errors(believed, table).numpy()
         (middle,), (spread,) = middle_and_spread(errors[:, None], np.ones(len(errors)))
         away = np.clip((errors - middle) / spread, *RANGE)
         odds = EXPECTED * away - EXPECTED**2 / 2
-        columns = (dict(zip(ids, column.tolist(), strict=True)) for column in (odds, errors, believed))
-        return cls(*columns)
+        by_case = [dict(zip(ids, column.tolist(), strict=True)) for column in (odds, errors, believed)]
+        numbers = {case: number for number, case in enumerate(ids)}
+        return cls(by_case[0], by_case[1], by_case[2], Mender.fit(table, believed), numbers)
 
     def __call__(self, case: str) -> float:
         """What to add to the log odds of a case; 0 where nothing is said."""
@@ -116,10 +166,11 @@ def ask_images(
         max_voxels: larger images are refused, as `data.max_voxels`.
         progress: called after each case.
     """
-    looks = {}
+    looks, scenes = {}, {}
     for case in cases:
         _, geometry, label, valid = read_mask(case, dataset)
         image = read_case(case, dataset, max_voxels=max_voxels)[0]
         looks[case.id] = scaled_looks(image, label, dataset.spacing_mm or geometry.spacing_mm, valid)
+        scenes[case.id] = overview(image)
         progress()
-    return ImageWitness.of(looks)
+    return ImageWitness.of(looks, scenes)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskmend.appearance import LEAST_CASES
+from maskmend.audit.mending import free_folder, mend_masks
 from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import ask_images
 from maskmend.config import DataConfig
@@ -48,10 +49,13 @@ class Screening:
     Args:
         cases: the masks.
         silent: ids of cases of which the images say nothing (empty masks).
+        mended: how far outwards the outlines of written masks went, in mm (pixels where no spacing is known), by case;
+            None: it was not asked for.
     """
 
     cases: tuple[Screened, ...]
     silent: tuple[str, ...]
+    mended: dict[str, float] | None = None
 
     def verdict(self) -> str:
         """What came out, in one sentence."""
@@ -60,7 +64,8 @@ class Screening:
             return (
                 f"one way of drawing in {len(self.cases)} masks; the first in the list fit their images least"
             )
-        return f"{others} of {len(self.cases)} masks are drawn otherwise than the images explain best"
+        verdict = f"{others} of {len(self.cases)} masks are drawn otherwise than the images explain best"
+        return verdict if self.mended is None else f"{verdict}; {len(self.mended)} of them mended"
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -68,6 +73,7 @@ class Screening:
             "verdict": self.verdict(),
             "cases": [asdict(one) for one in self.cases],
             "silent": list(self.silent),
+            **({} if self.mended is None else {"mended": self.mended}),
         }
 
     def to_csv(self) -> str:
@@ -97,6 +103,7 @@ def screen(
     source: Path | str,
     data: DataConfig | None = None,
     *,
+    mend: Path | str | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Screening:
     """Rank the masks of a data set by how little their images explain them.
@@ -108,11 +115,14 @@ def screen(
     Args:
         source: a data set in any layout.
         data: how to read it.
+        mend: a new folder for masks of suspects, drawn wider or tighter to where the images explain them; only those
+            that are then explained about as well as the others. The given masks stay as they are.
         progress: called with how many cases are done and how many there are.
 
     Raises:
-        DataError: faults of the data, or fewer than 20 masks.
+        DataError: faults of the data, or fewer than 20 masks. UsageError: there is something in `mend`.
     """
+    folder = None if mend is None else free_folder(Path(mend))
     settings = data or DataConfig()
     too_few = f"{{count}} cases with a mask; fewer than {LEAST_CASES} cannot be compared"
     dataset, cases = open_masks(Path(source), settings, LEAST_CASES, too_few)
@@ -135,4 +145,10 @@ def screen(
         if case.id in witness.odds
     ]
     silent = tuple(case.id for case in cases if case.id not in witness.odds)
-    return Screening(tuple(sorted(found, key=lambda one: (-one.odds, -one.unexplained, one.case))), silent)
+    ranked = tuple(sorted(found, key=lambda one: (-one.odds, -one.unexplained, one.case)))
+    if folder is None:
+        return Screening(ranked, silent)
+    folder.mkdir(parents=True, exist_ok=True)
+    suspects = [case for case in cases if witness.convention.get(case.id, 1.0) < 0.5]
+    moved = mend_masks(suspects, dataset, witness, folder, max_voxels=settings.max_voxels)
+    return Screening(ranked, silent, moved)
