@@ -52,7 +52,7 @@ def run(desk: Path, language: str, text: str) -> None:
 
 @pytest.mark.slow
 def test_what_the_page_shows_runs(desk) -> None:
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "sh", "python"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "sh", "sh", "python"]
     for language, text in BLOCKS:
         run(desk, language, text)
     for out in ("audit", "audit_of_run", "audit_of_more", "audit_by_nnunet", "audit_by_monai"):
