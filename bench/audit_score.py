@@ -131,11 +131,13 @@ def maskmend(
     from maskmend.audit.estimate import fit
     from maskmend.audit.kinds import case_kind
     from maskmend.audit.look import look_at
+    from maskmend.audit.mending import advised
     from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
+    from maskmend.audit.outlines import ask_images
     from maskmend.audit.selfcheck import SelfCheck
     from maskmend.audit.selfcheck import mean_dice as mean_known
     from maskmend.audit.suggest import suggest
-    from maskmend.data.images import read_header
+    from maskmend.data.images import read_header, read_image
 
     ids = sorted(label)
     spacing = {
@@ -149,7 +151,8 @@ def maskmend(
     began = time.process_time()
     auditor = fit(looks, ids)
     fitted = time.process_time() - began
-    heard = _witness(given, label, spacing)
+    heard = ask_images(given.dataset.cases, given.dataset, progress=lambda: None)
+    images = {case.id: case.images for case in given.dataset.cases}
     keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "wrong_share")
     found: dict[str, list[Any]] = {key: [] for key in keys}
     suggested, mixups, flips = {}, Mixups(), {}
@@ -157,7 +160,7 @@ def maskmend(
         opinion = auditor.judge(look)
         found["odds"].append(opinion.odds)
         opinion = replace(opinion, odds=opinion.odds + heard(look.case))
-        better = suggest(opinion)
+        better, _ = advised(look, suggest(opinion), read_image(images[look.case])[0], heard)
         found["wrong_share"].append(opinion.wrong_share(better))
         found["flawed"].append(opinion.flawed)
         found["quality"].append(mean_known(opinion.dice()))
@@ -185,17 +188,6 @@ def maskmend(
         "suggested": suggested, "rate": auditor.population.rate, "cpu_seconds": round(seconds, 2),
         "fit_seconds": round(fitted, 2), "check_auroc": check.get("auroc"), "check_kinds": check.get("kind_accuracy"),
     }  # fmt: skip
-
-
-def _witness(given: Any, label: Mapping[str, np.ndarray], spacing: Mapping[str, Any]) -> Any:
-    """What the images say, which the rivals do not ask."""
-    from maskmend.audit.outlines import ImageWitness, scaled_looks
-    from maskmend.data.images import read_image
-
-    cases = given.dataset.cases
-    return ImageWitness.of({
-        c.id: scaled_looks(read_image(c.images)[0], label[c.id], spacing[c.id]) for c in cases
-    })  # fmt: skip
 
 
 def _kinds(

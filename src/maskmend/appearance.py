@@ -270,18 +270,11 @@ class Mender:
             valid: (*S) bool; voxels outside it are not judged.
             index: number of the case, which is judged by the fit without its fold.
         """
-        if not bool(mask.any()):
-            return None
-        distance = signed_distance(mask.cpu().numpy())
-        near = (torch.from_numpy(distance).to(mask.device).abs() <= REACH + 1.5) & valid
-        places = torch.nonzero(near.flatten())[:, 0]
-        if not len(places):
-            return None
-        looks = _looks(image).flatten(1)
-        side = torch.cat([self._side(looks[:, some].T, index) for some in places.split(CHUNK)])
-        depth = torch.from_numpy(distance).to(side).flatten()[places]
         offsets = torch.arange(-REACH, REACH + STEP / 2, STEP).tolist()
-        errors = [_unexplained_at(depth - offset, side) for offset in offsets]
+        found = self._errors(image, mask, valid, index, offsets)
+        if found is None:
+            return None
+        errors, distance = found
         best = min(range(len(offsets)), key=errors.__getitem__)
         given = errors[offsets.index(0.0)]
         at_the_end = best in (0, len(offsets) - 1)
@@ -291,6 +284,30 @@ class Mender:
         if at_the_end or errors[best] > min(given - LEAST_MEND, most):
             return None
         return offsets[best], distance
+
+    def unexplained(self, image: Tensor, mask: Tensor, valid: Tensor, index: int) -> float:
+        """Share of any outline of a case that the images leave unexplained; infinite without an outline.
+
+        Args: as of `offset`.
+        """
+        found = self._errors(image, mask, valid, index, [0.0])
+        return math.inf if found is None else found[0][0]
+
+    def _errors(
+        self, image: Tensor, mask: Tensor, valid: Tensor, index: int, offsets: Sequence[float]
+    ) -> tuple[list[float], np.ndarray] | None:
+        """Unexplained share of the outline at each offset, and its signed distances; None where there is no outline."""
+        if not bool((mask & valid).any()) or not bool((~mask & valid).any()):
+            return None
+        distance = signed_distance(extended(mask.cpu().numpy(), valid.cpu().numpy()))
+        near = (torch.from_numpy(distance).to(mask.device).abs() <= max(map(abs, offsets)) + 1.5) & valid
+        places = torch.nonzero(near.flatten())[:, 0]
+        if not len(places):
+            return None
+        looks = _looks(image).flatten(1)
+        side = torch.cat([self._side(looks[:, some].T, index) for some in places.split(CHUNK)])
+        depth = torch.from_numpy(distance).to(side).flatten()[places]
+        return [_unexplained_at(depth - offset, side) for offset in offsets], distance
 
     def _side(self, looks: Tensor, index: int) -> Tensor:
         """+1 inside, -1 outside, by the looks (M, F) alone: (M,)."""
@@ -308,6 +325,15 @@ def signed_distance(mask: np.ndarray, spacing: Sequence[float] | None = None) ->
     half = 0.5 if spacing is None else float(np.mean(spacing)) / 2
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
     return np.where(mask, inside - half, half - ndimage.distance_transform_edt(~mask, sampling=spacing))
+
+
+def extended(label: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The label map (*S) with the nearest known value where it is not valid, so that it has no outline there."""
+    if valid.all() or not valid.any():
+        return label
+    nearest = ndimage.distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    found: np.ndarray = label[tuple(nearest)]
+    return found
 
 
 def moved_labels(

@@ -39,6 +39,10 @@ def noise_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) ->
     return smooth / smooth.std()
 
 
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * ((one == other) & (one > 0)).sum() / max((one > 0).sum() + (other > 0).sum(), 1))
+
+
 def signed_distance(mask: np.ndarray) -> np.ndarray:
     """Above 0 inside; the outline lies half way between voxels."""
     return ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask) - (mask - 0.5)

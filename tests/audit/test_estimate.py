@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from tests.audit.conftest import dice
+
 from maskmend.audit import estimate
 from maskmend.audit.selfcheck import SelfCheck, mean_dice
 from maskmend.audit.suggest import suggest
@@ -19,10 +21,6 @@ from maskmend.audit.suggest import suggest
 def judged(world: Any, **how: Any) -> tuple[estimate.Auditor, dict[str, estimate.Opinion]]:
     auditor = estimate.fit(world.looks, world.ids, **how)
     return auditor, {case: auditor.judge(world.look(case)) for case in world.ids}
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    return float(2 * ((one == other) & (one > 0)).sum() / max((one > 0).sum() + (other > 0).sum(), 1))
 
 
 @pytest.fixture(scope="module", params=[(2, 2), (2, 3), (3, 2)], ids=["2-D", "2-D three classes", "3-D"])

@@ -13,7 +13,6 @@ from maskmend.audit import kinds
 from maskmend.audit.estimate import Opinion
 from maskmend.audit.record import CaseRecord, ClassRecord, Kind
 from maskmend.audit.selfcheck import SelfCheck, mean_dice
-from maskmend.audit.suggest import suggest
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, suffix_of, write_image, write_label
 
@@ -33,27 +32,31 @@ class Judged:
 def judge_case(
     case: Case,
     opinion: Opinion,
+    suggested: np.ndarray,
     values: np.ndarray,
     geometry: Geometry,
     dataset: Dataset,
     check: SelfCheck,
     out: Path,
     usual_mm: np.ndarray,
+    remark: str = "",
 ) -> Judged:
     """Write a case's noise map and suggestion, and say in a record what is thought of it.
 
     Args:
         case: the case.
         opinion: of it.
+        suggested: (*B) the proposed mask.
         values: the mask as file values (*S).
         geometry: of the mask.
         dataset: names classes and values.
         check: gives the interval of the quality.
         out: the audit folder.
         usual_mm: (K - 1,) signed offset of each class's outline from the model's in sound cases.
+        remark: on the suggestion.
     """
     names = list(dataset.labels)
-    suggested, joint = suggest(opinion), opinion.confused()
+    joint = opinion.confused()
     offsets = class_offsets(opinion) - usual_mm
     files: dict[str, Any] = _write(case, opinion, suggested, values, geometry, dataset, out)
     dice = opinion.dice()
@@ -85,7 +88,7 @@ def judge_case(
         shape=opinion.look.shape,
         components=kinds.components(opinion, suggested, names),
         classes=classes,
-        remark=LOST if opinion.lost > 0.5 else "",
+        remark="; ".join(filter(None, (LOST if opinion.lost > 0.5 else "", remark))),
         **files,
     )
     return Judged(record, joint, offsets)

@@ -23,6 +23,7 @@ from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
 from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
 from maskmend.audit.look import Look, open_case
+from maskmend.audit.mending import advised
 from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
 from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import ImageWitness, ask_images
@@ -30,6 +31,7 @@ from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.sources import Probs, ProbsFolder, stored
 from maskmend.audit.store import Store
+from maskmend.audit.suggest import suggest
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
@@ -258,12 +260,15 @@ def _judged(
             look, values, geometry = open_case(case, job.dataset, probs)
             opinion = auditor.judge(look)
             opinion = replace(opinion, odds=opinion.odds + witness(case.id))
-            done = judge_case(case, opinion, values, geometry, job.dataset, check, job.out, usual)
+            image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
+            suggested, remark = advised(opinion.look, suggest(opinion), image, witness)
+            done = judge_case(
+                case, opinion, suggested, values, geometry, job.dataset, check, job.out, usual, remark
+            )
             totals.add(done.joint, done.offsets_mm, done.record.rater, done.record.site)
             mixups.add(opinion, done.record.kind)
             if done.record.quality < DOUBTED:
                 flips[case.id] = mirrored(opinion)
-            image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
             classes = dict(job.dataset.labels)
             found = structure_findings(values, look.spacing_mm, classes, image)
             voxel = float(np.prod(look.spacing_mm))

@@ -121,17 +121,18 @@ def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:
     suggested = suggest(opinion)
     return Answer(
         quality=mean_dice(opinion.dice()),
-        true_quality=mean_dice(joint_dice(_counts(label, truth, classes))),
+        true_quality=mean_dice(joint_dice(counts(label, truth, classes))),
         odds=opinion.odds,
         kind=case_kind(opinion, suggested)[0],
         true_kind=true_kind,
-        mended=mean_dice(joint_dice(_counts(suggested, truth, classes))),
+        mended=mean_dice(joint_dice(counts(suggested, truth, classes))),
         noise=float(opinion.noise.sum()),
         wrong=int((label != truth).sum()),
     )
 
 
-def _counts(given: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+def counts(given: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """(K, K) voxels by given (row) and true (column) class, of two maps (*S)."""
     pairs = given.astype(np.int64) * classes + truth
     return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
 
