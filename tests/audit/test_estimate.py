@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
-
 from tests.audit.conftest import dice
 
 from maskmend.audit import estimate
