@@ -129,10 +129,8 @@ def advised(
     before, after = (mean_dice(joint_dice(counts(one, model, look.classes))) for one in (look.label, moved))
     if after <= before or outlined(moved).unexplained >= outlined(suggested).unexplained:
         return suggested, ""
-    return (
-        moved,
-        f"drawn {abs(outwards):.1f} mm {'wider' if outwards > 0 else 'tighter'}, where the images explain it",
-    )
+    way = "wider" if outwards > 0 else "tighter"
+    return moved, f"suggested is the given outline {abs(outwards):.1f} mm {way}, where the images explain it"
 
 
 @dataclass(frozen=True)
