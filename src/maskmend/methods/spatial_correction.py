@@ -30,8 +30,8 @@ class SpatialCorrection(EmaMethod):
     `D` cannot be seen in the given labels, since the network agrees with them on average. It is measured on trusted
     cases: the mean signed distance of their outlines from the predicted boundary. Without any, the image is asked:
     the depth below the predicted boundary where the mean intensity gradient over all cases is largest, if that is
-    larger than at the boundary by `gain`. This second way assumes that true outlines lie on the strongest edge about, and
-    fails where they do not: on true masks it moved one class of hippocampus slices by 3 voxels, towards the edge of the
+    larger than at the boundary by `gain`. This second way assumes that true outlines lie on the strongest edge about
+    and fails where they do not: on true masks it moved one class of hippocampus slices by 3 voxels, towards the edge of the
     other class, and cells by 6, to the edges of their nuclei. Name trusted cases where you can.
 
     Args:
