@@ -129,14 +129,13 @@ def maskmend(
     given: Any, probs: Mapping[str, np.ndarray], label: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     from maskmend.audit.estimate import fit
+    from maskmend.audit.estimate import mean_dice as mean_known
     from maskmend.audit.kinds import case_kind
     from maskmend.audit.look import look_at
-    from maskmend.audit.mending import advised
     from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
     from maskmend.audit.outlines import ask_images
     from maskmend.audit.selfcheck import SelfCheck
-    from maskmend.audit.selfcheck import mean_dice as mean_known
-    from maskmend.audit.suggest import suggest
+    from maskmend.audit.suggest import advised, suggest
     from maskmend.data.images import read_header, read_image
 
     ids = sorted(label)
@@ -160,7 +159,7 @@ def maskmend(
         opinion = auditor.judge(look)
         found["odds"].append(opinion.odds)
         opinion = replace(opinion, odds=opinion.odds + heard(look.case))
-        better, _ = advised(look, suggest(opinion), read_image(images[look.case])[0], heard)
+        better, _ = advised(opinion.look, suggest(opinion), read_image(images[look.case])[0], heard)
         found["wrong_share"].append(opinion.wrong_share(better))
         found["flawed"].append(opinion.flawed)
         found["quality"].append(mean_known(opinion.dice()))

@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.audit.conftest import dice
 
 from maskmend.audit import estimate
-from maskmend.audit.selfcheck import SelfCheck, mean_dice
+from maskmend.audit.estimate import mean_dice
+from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.suggest import suggest
 
 

@@ -109,11 +109,23 @@ def _overlap(look: Look) -> float:
     return float(overlaps(look)[[k - 1 for k in drawn]].mean()) if drawn else float("nan")
 
 
+def counts(given: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """(K, K) voxels by given (row) and true (column) class, of two maps (*S)."""
+    pairs = given.astype(np.int64) * classes + truth
+    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
+
+
 def joint_dice(joint: np.ndarray) -> np.ndarray:
     """Dice of each foreground class from counts by given and true class (K, K); NaN where neither has it."""
     given, true = joint.sum(axis=1)[1:], joint.sum(axis=0)[1:]
     total = given + true
     return np.where(total > 0.5, 2 * np.diag(joint)[1:] / np.maximum(total, 1e-9), np.nan)
+
+
+def mean_dice(dice: np.ndarray) -> float:
+    """Mean over the classes that are there; 1 when there are none."""
+    there = dice[np.isfinite(dice)]
+    return float(there.mean()) if len(there) else 1.0
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from maskmend.audit import kinds
-from maskmend.audit.estimate import Opinion
+from maskmend.audit.estimate import Opinion, mean_dice
 from maskmend.audit.record import CaseRecord, ClassRecord, Kind
-from maskmend.audit.selfcheck import SelfCheck, mean_dice
+from maskmend.audit.selfcheck import SelfCheck
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, suffix_of, write_image, write_label
 

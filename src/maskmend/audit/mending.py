@@ -1,26 +1,19 @@
-"""Masks drawn wider or tighter to where the images explain them, and what the images say of a model's suggestion."""
+"""Masks drawn wider or tighter to where the images explain them: no model of the object, no training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from maskmend.appearance import extended, moved_labels, signed_distance
-from maskmend.audit.estimate import joint_dice
-from maskmend.audit.look import Look, read_mask
+from maskmend.audit.look import read_mask
 from maskmend.audit.outlines import ImageWitness, Scaled, scaled
-from maskmend.audit.selfcheck import counts, mean_dice
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, read_case, write_label
 from maskmend.errors import UsageError
-
-BELIEVED = 0.5  # P(the outline follows the convention) from which on it is the images' own
-SAME = 0.5
-KEPT = "the images explain the given outline better than the model's, so it was kept"
 
 
 def free_folder(folder: Path) -> Path:
@@ -86,53 +79,6 @@ def mended(
     return np.where(known, table[moved], values), geometry, outwards
 
 
-def advised(
-    look: Look, suggested: np.ndarray, image: np.ndarray, witness: ImageWitness
-) -> tuple[np.ndarray, str]:
-    """What the images say of a suggestion that rests on a model: the mask (*B) to suggest, and a remark on it.
-
-    - An outline that the images believe is not exchanged for one that they explain worse. They see outlines only:
-      where a class is missing, or drawn as another, they are not asked.
-    - An outline that they disbelieve is drawn wider or tighter instead, as `mended` does, if that is explained better
-      than the suggestion and brings the mask nearer to the model: two witnesses who do not know of one another.
-
-    Measured on assorted flaws of hippocampus slices and of HC18, two seeds each; see docs/results/audit.
-
-    Args:
-        look: of the case.
-        suggested: (*B) class indices.
-        image: (C, *S), any numbers.
-        witness: what the images say of all masks.
-    """
-    if witness.mender is None or look.case not in witness.numbers:
-        return suggested, ""
-    valid = None if look.valid is None else look.whole(look.valid, fill=True)
-
-    def outlined(label: np.ndarray) -> Outlined:
-        return Outlined(image, look.whole(label), valid, look.spacing_mm, witness, look.case)
-
-    given = outlined(look.label)
-    if witness.convention[look.case] >= BELIEVED:
-        if (
-            not _of_the_outline(look.label, suggested, look.classes)
-            or outlined(suggested).unexplained <= given.unexplained
-        ):
-            return suggested, ""
-        return look.label.copy(), KEPT
-    found = given.mended()
-    if found is None:
-        return suggested, ""
-    moved, outwards = found[0][look.box].astype(np.uint8), found[1]
-    if look.valid is not None:
-        moved = np.where(look.valid, moved, look.label)
-    model = look.probs.argmax(axis=0)
-    before, after = (mean_dice(joint_dice(counts(one, model, look.classes))) for one in (look.label, moved))
-    if after <= before or outlined(moved).unexplained >= outlined(suggested).unexplained:
-        return suggested, ""
-    way = "wider" if outwards > 0 else "tighter"
-    return moved, f"suggested is the given outline {abs(outwards):.1f} mm {way}, where the images explain it"
-
-
 @dataclass(frozen=True)
 class Outlined:
     """A mask on its image, before the witness.
@@ -153,11 +99,11 @@ class Outlined:
     witness: ImageWitness
     case: str
 
-    @cached_property
+    @property
     def _part(self) -> Scaled:
         return scaled(self.image, self.label, self.spacing_mm, self.valid)
 
-    @cached_property
+    @property
     def unexplained(self) -> float:
         """Share of the outline that the looks of others leave unexplained; infinite without an outline."""
         assert self.witness.mender is not None
@@ -175,10 +121,3 @@ class Outlined:
         label = self.label if self.valid is None else extended(self.label, self.valid)
         distance = signed_distance(label > 0, self.spacing_mm)
         return moved_labels(label, distance, inwards, self.spacing_mm), -inwards
-
-
-def _of_the_outline(given: np.ndarray, suggested: np.ndarray, classes: int) -> bool:
-    """Whether two masks differ by the outline of the foreground, and not by what is drawn or as what."""
-    changed = int((given != suggested).sum())
-    outside = int(((given > 0) != (suggested > 0)).sum())
-    return outside > SAME * changed and float(np.nanmin(joint_dice(counts(given, suggested, classes)))) > SAME

@@ -27,6 +27,7 @@ OVERVIEW = 64  # voxels along an axis, at least half of which a whole image is t
 MOST_ZOOM = 4.0
 MOST_VOXELS = 4_000_000
 EXPECTED = 0.75  # spreads by which flawed outlines are the worse explained; more would be believing too much
+FOLLOWS = 0.5  # P(the outline follows the convention) below which the images disbelieve it
 RANGE = (-2.0, 4.0)  # spreads beyond which nothing more is believed
 
 
@@ -153,6 +154,10 @@ class ImageWitness:
     def __call__(self, case: str) -> float:
         """What to add to the log odds of a case; 0 where nothing is said."""
         return self.odds.get(case, 0.0)
+
+    def disbelieves(self, case: str) -> bool:
+        """Whether the images speak of a case's outline, and against it."""
+        return self.convention.get(case, 1.0) < FOLLOWS
 
 
 def ask_images(

@@ -23,7 +23,6 @@ from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
 from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
 from maskmend.audit.look import Look, open_case
-from maskmend.audit.mending import advised
 from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
 from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import ImageWitness, ask_images
@@ -31,7 +30,7 @@ from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.sources import Probs, ProbsFolder, stored
 from maskmend.audit.store import Store
-from maskmend.audit.suggest import suggest
+from maskmend.audit.suggest import advised, suggest
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from maskmend.appearance import LEAST_CASES
 from maskmend.audit.mending import free_folder, mend_masks
 from maskmend.audit.opening import open_masks
-from maskmend.audit.outlines import ask_images
+from maskmend.audit.outlines import FOLLOWS, ask_images
 from maskmend.config import DataConfig
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Screening:
 
     def verdict(self) -> str:
         """What came out, in one sentence."""
-        others = sum(one.convention < 0.5 for one in self.cases)
+        others = sum(one.convention < FOLLOWS for one in self.cases)
         if not others:
             return (
                 f"one way of drawing in {len(self.cases)} masks; the first in the list fit their images least"
@@ -90,7 +90,7 @@ class Screening:
 
         table = Table(title=self.verdict(), title_justify="left")
         table.add_column("case", overflow="fold")
-        several = any(one.convention < 0.5 for one in self.cases)
+        several = any(one.convention < FOLLOWS for one in self.cases)
         for name in ("odds", "unexplained", *(["best convention"] if several else [])):
             table.add_column(name, justify="right")
         for one in self.cases[:SHOWN]:
@@ -149,6 +149,6 @@ def screen(
     if folder is None:
         return Screening(ranked, silent)
     folder.mkdir(parents=True, exist_ok=True)
-    suspects = [case for case in cases if witness.convention.get(case.id, 1.0) < 0.5]
+    suspects = [case for case in cases if witness.disbelieves(case.id)]
     moved = mend_masks(suspects, dataset, witness, folder, max_voxels=settings.max_voxels)
     return Screening(ranked, silent, moved)

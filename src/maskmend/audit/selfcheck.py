@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from maskmend.audit.estimate import Auditor, Looks, Opinion, joint_dice
+from maskmend.audit.estimate import Auditor, Looks, Opinion, counts, joint_dice, mean_dice
 from maskmend.audit.injection import inject
 from maskmend.audit.kinds import case_kind
 from maskmend.audit.record import Kind
@@ -110,12 +110,6 @@ class SelfCheck:
         return np.where(sound, (1 - self.rate) / max(sound.sum(), 1), self.rate / max((~sound).sum(), 1))
 
 
-def mean_dice(dice: np.ndarray) -> float:
-    """Mean over the classes that are there; 1 when there are none."""
-    there = dice[np.isfinite(dice)]
-    return float(there.mean()) if len(there) else 1.0
-
-
 def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:
     classes, label = opinion.look.classes, opinion.look.label
     suggested = suggest(opinion)
@@ -129,12 +123,6 @@ def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:
         noise=float(opinion.noise.sum()),
         wrong=int((label != truth).sum()),
     )
-
-
-def counts(given: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) voxels by given (row) and true (column) class, of two maps (*S)."""
-    pairs = given.astype(np.int64) * classes + truth
-    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
 
 
 def _quantile(values: np.ndarray, weight: np.ndarray, level: float) -> float:

@@ -31,8 +31,8 @@ class SpatialCorrection(EmaMethod):
     cases: the mean signed distance of their outlines from the predicted boundary. Without any, the image is asked:
     the depth below the predicted boundary where the mean intensity gradient over all cases is largest, if that is
     larger than at the boundary by `gain`. This second way assumes that true outlines lie on the strongest edge about
-    and fails where they do not: on true masks it moved one class of hippocampus slices by 3 voxels, towards the
-    edge of the other class, and cells by 6, to the edges of their nuclei. Name trusted cases where you can.
+    and fails where they do not: on true masks, 300 steps, it found 3 voxels for one class of
+    hippocampus slices and 6 for the cells of BU-BIL. Name trusted cases where you can.
 
     Args:
         make_network: builds one network.

@@ -8,8 +8,8 @@ from scipy import ndimage
 from tests.audit.conftest import dice
 
 from maskmend.audit.look import Look, look_at
-from maskmend.audit.mending import KEPT, advised
 from maskmend.audit.outlines import ImageWitness, overview, scaled_looks
+from maskmend.audit.suggest import KEPT, advised
 
 COUNT, SIZE = 40, 48
 
@@ -95,6 +95,15 @@ def test_a_move_that_the_model_contradicts_is_not_made(witness: ImageWitness) ->
         image, truth = scene(number)
         look = look_of(number, drawn(truth, 3), model(drawn(truth, 4)))
         suggested = look.label
+        assert advised(look, suggested, image, witness) == (suggested, "")
+
+
+def test_a_suggestion_that_the_images_explain_better_stays(witness: ImageWitness) -> None:
+    """The model is right: neither is a disbelieved outline moved instead, nor another one kept."""
+    for number in range(COUNT):
+        image, truth = scene(number)
+        look = look_of(number, drawn(truth, 3), model(drawn(truth, 0)))
+        suggested = look.probs.argmax(0).astype(np.uint8)
         assert advised(look, suggested, image, witness) == (suggested, "")
 
 
