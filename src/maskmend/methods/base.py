@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, cast
 
 import numpy as np
 import torch
@@ -261,15 +261,27 @@ def ramp(progress: float, start: float, end: float) -> float:
 @contextmanager
 def dropout_on(network: nn.Module) -> Iterator[None]:
     """Dropout draws inside the block although the network is in evaluation mode (Monte Carlo dropout)."""
-    layers = [m for m in network.modules() if isinstance(m, _DropoutNd)]
-    before = [layer.training for layer in layers]
-    for layer in layers:
+    layers = [m for m in network.modules() if isinstance(m, _DropoutNd) and not m.training]
+    plain = [layer for layer in layers if type(layer) is nn.Dropout]
+    hooks = [layer.register_forward_hook(_drawn) for layer in plain]
+    others = [layer for layer in layers if layer not in plain]
+    for layer in others:
         layer.training = True
     try:
         yield
     finally:
-        for layer, mode in zip(layers, before, strict=True):
-            layer.training = mode
+        for hook in hooks:
+            hook.remove()
+        for layer in others:
+            layer.training = False
+
+
+def _drawn(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+    """What nn.Dropout would make of its input in training: on the CPU torch's own takes 3x the time (measured)."""
+    share = float(cast(nn.Dropout, layer).p)
+    if output.device.type != "cpu" or share >= 1:
+        return nn.functional.dropout(output, share)
+    return torch.rand_like(output).ge_(share).mul_(1 / (1 - share)).mul_(output)
 
 
 def within(key: str, value: float, low: float, high: float) -> float:
