@@ -53,7 +53,7 @@ def test_signed_distance_against_the_closed_form():
 def test_bias_is_measured_and_undone(ndim, bias, trusted):
     torch.manual_seed(0)
     size, true = (48, 12) if ndim == 2 else (32, 9)
-    method = SpatialCorrection(toy_network)
+    method = SpatialCorrection(toy_network, estimate="auto" if trusted else "edges")
     image, truth, everywhere = look(method, [true + bias] * 4, true, trusted, ndim, size)
     assert method.bias.item() == pytest.approx(bias, abs=0.5)
     assert method.pending
@@ -69,13 +69,23 @@ def test_bias_is_measured_and_undone(ndim, bias, trusted):
     assert not method.pending
 
 
-@pytest.mark.parametrize("trusted", [(), (0,)])
-def test_no_bias_no_correction(trusted):
+@pytest.mark.parametrize("estimate", ["trusted", "edges"])
+def test_no_bias_no_correction(estimate):
     torch.manual_seed(0)
-    method = SpatialCorrection(toy_network)
-    look(method, [12, 12, 12], 12, trusted)
+    method = SpatialCorrection(toy_network, estimate=estimate)
+    look(method, [12, 12, 12], 12, (0,))
     assert method.bias.item() == 0
     assert not method.pending
+
+
+def test_without_trusted_cases_labels_stay_unless_edges_are_asked_for():
+    method = SpatialCorrection(toy_network)
+    look(method, [15] * 3, 12)
+    assert method.bias.item() == 0
+    assert not method.wants_revision(0.9)
+    method = SpatialCorrection(toy_network, estimate="edges")
+    look(method, [15] * 3, 12)
+    assert method.wants_revision(0.9)
 
 
 def test_a_bias_below_one_voxel_is_left_alone():
@@ -119,9 +129,10 @@ def test_trusted_cases_keep_their_labels():
 
 def test_measurements_are_spread_over_training():
     method = SpatialCorrection(toy_network, start=0.4, every=0.2)
+    method.begin(1, (0,))
     assert not method.wants_revision(0.39)
     assert method.wants_revision(0.4)
-    look(method, [12], 12)
+    look(method, [12], 12, (0,))
     assert not method.wants_revision(0.59)
     assert method.wants_revision(0.6)
 

@@ -28,18 +28,19 @@ class SpatialCorrection(EmaMethod):
     found at distance `|D|` times `exp(1/2)`, so that the boundary moves by `|D|`.
 
     `D` cannot be seen in the given labels, since the network agrees with them on average. It is measured on trusted
-    cases: the mean signed distance of their outlines from the predicted boundary. Without any, the image is asked:
-    the depth below the predicted boundary where the mean intensity gradient over all cases is largest, if that is
-    larger than at the boundary by `gain`. This second way assumes that true outlines lie on the strongest edge about
-    and fails where they do not: on true masks, 300 steps, it found 3 voxels for one class of
-    hippocampus slices and 6 for the cells of BU-BIL. Name trusted cases where you can.
+    cases: the mean signed distance of their outlines from the predicted boundary. Without any, labels stay as they
+    are. On request (`estimate="edges"`) the image is asked: the depth below the predicted boundary where the mean
+    intensity gradient over all cases is largest, if that is larger than at the boundary by `gain`. This assumes that
+    true outlines lie on the strongest edge about and fails where they do not: on true masks, 300 steps, it found 3
+    voxels for one class of hippocampus slices and 6 for the cells of BU-BIL, where training then fell to Dice .434
+    from .808.
 
     Args:
         make_network: builds one network.
         ema: decay of the running average that is measured and predicts, in [0, 1).
         start: share of training before the first measurement, in [0, 1).
         every: share of training between two measurements, in (0, 1].
-        estimate: "trusted", "edges", or "auto" (trusted cases where there are some).
+        estimate: "trusted", "edges", or "auto" (trusted cases where there are some, else no correction).
         reach: largest bias looked for, in voxels, >= 1.
         least: bias below which labels stay as they are, in voxels, >= 0.
         gain: by how much edges beside the boundary must be stronger than those on it, >= 0; for "edges".
@@ -99,7 +100,9 @@ class SpatialCorrection(EmaMethod):
         return StepOutput(ce_dice(self.student(batch["image"]), target, batch["valid"]))
 
     def wants_revision(self, progress: float) -> bool:
-        """One look measures; if there is a bias, the next one corrects."""
+        """One look measures; if there is a bias, the next one corrects. None where there is nothing to measure on."""
+        if self.estimate != "edges" and not self.trusted_cases:
+            return False
         due = self.start + self.rounds.item() * self.every
         return bool(self.pending) or progress >= due - 1e-9  # sums of shares are not exact
 
@@ -147,12 +150,12 @@ class SpatialCorrection(EmaMethod):
         """`D` and `B` of one class from the summed figures of all cases; 0 where there is nothing to correct."""
         distance, outline = row[:2]
         count, gradient, margin = row[2:].reshape(3, -1)
-        if outline > 0 and self.estimate != "edges":
-            bias = -distance / outline
-        elif self.estimate == "trusted":
-            return 0.0, 0.0
-        else:
+        if self.estimate == "edges":
             bias = edge_bias(gradient, count, self.gain)
+        elif outline > 0:
+            bias = -distance / outline
+        else:
+            return 0.0, 0.0
         bias = float(np.clip(bias, -self.reach, self.reach))
         if abs(bias) < self.least:
             return 0.0, 0.0
