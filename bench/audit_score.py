@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,15 +88,14 @@ def rankings(
 
     own_row = maskmend(given, probs, label)
     more = dict(own_row[2])
-    odds, witness, wrong_share = (more.pop(key) for key in ("odds", "witness", "wrong_share"))
+    odds, witness, quality = (more.pop(key) for key in ("odds", "witness", "quality_alone"))
     alone = sigmoid(odds)
-    without = more | {"flawed": alone, "priority": alone * wrong_share}
     return {
         "maskmend": (own_row[0], own_row[1], more),
         "maskmend, probabilities alone": (
             alone,
             None,
-            {key: without[key] for key in ("priority", "quality", "flawed")},
+            {"priority": alone * (1 - quality), "quality": quality, "flawed": alone},
         ),
         "maskmend, images alone": (witness, None, {}),
         "cleanlab": (-cleanlab, doubt, seconds),
@@ -135,7 +133,7 @@ def maskmend(
     from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
     from maskmend.audit.outlines import ask_images
     from maskmend.audit.selfcheck import SelfCheck
-    from maskmend.audit.suggest import advised, suggest
+    from maskmend.audit.suggest import suggest, with_images
     from maskmend.data.images import read_header, read_image
 
     ids = sorted(label)
@@ -152,17 +150,16 @@ def maskmend(
     fitted = time.process_time() - began
     heard = ask_images(given.dataset.cases, given.dataset, progress=lambda: None)
     images = {case.id: case.images for case in given.dataset.cases}
-    keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "wrong_share")
+    keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "quality_alone")
     found: dict[str, list[Any]] = {key: [] for key in keys}
     suggested, mixups, flips = {}, Mixups(), {}
     for look in looks(ids):
-        opinion = auditor.judge(look)
-        found["odds"].append(opinion.odds)
-        opinion = replace(opinion, odds=opinion.odds + heard(look.case))
-        better, _ = advised(opinion.look, suggest(opinion), read_image(images[look.case])[0], heard)
-        found["wrong_share"].append(opinion.wrong_share(better))
+        alone = auditor.judge(look)
+        found["odds"].append(alone.odds)
+        found["quality_alone"].append(mean_known(alone.dice(suggest(alone))))
+        opinion, better, _ = with_images(alone, read_image(images[look.case])[0], heard)
         found["flawed"].append(opinion.flawed)
-        found["quality"].append(mean_known(opinion.dice()))
+        found["quality"].append(mean_known(opinion.dice(better)))
         found["share"].append(opinion.priority(better))
         found["noise"].append(look.whole(opinion.noise).ravel())
         found["kinds"].append(case_kind(opinion, better)[0])
@@ -182,7 +179,7 @@ def maskmend(
     check = SelfCheck.of(auditor, looks, ids).facts()
     return np.array(found["flawed"]), np.concatenate(found["noise"]), {
         "priority": np.array(found["share"]), "odds": np.array(found["odds"]),
-        "witness": np.array([heard(i) for i in ids]), "wrong_share": np.array(found["wrong_share"]),
+        "witness": np.array([heard(i) for i in ids]), "quality_alone": np.array(found["quality_alone"]),
         "quality": np.array(found["quality"]), "flawed": np.array(found["flawed"]), "kinds": kinds,
         "suggested": suggested, "rate": auditor.population.rate, "cpu_seconds": round(seconds, 2),
         "fit_seconds": round(fitted, 2), "check_auroc": check.get("auroc"), "check_kinds": check.get("kind_accuracy"),

@@ -72,8 +72,21 @@ def test_noise_maps_are_calibrated(known: Any) -> None:
 def test_estimated_dice_follows_the_true_one(known: Any) -> None:
     world, _, opinions = known
     true = [dice(world.given[c], world.truth[c]) for c in world.ids]
-    estimated = [mean_dice(opinions[c].dice()) for c in world.ids]
+    estimated = [mean_dice(opinions[c].dice(suggest(opinions[c]))) for c in world.ids]
     assert np.corrcoef(true, estimated)[0, 1] > 0.85
+
+
+def test_the_estimated_dice_is_half_the_model_s_and_half_that_to_the_suggestion(known: Any) -> None:
+    world, _, opinions = known
+    for case in world.ids:
+        opinion, label = opinions[case], opinions[case].look.label
+        for suggested in (label, suggest(opinion), np.zeros_like(label)):
+            found, by_model = opinion.dice(suggested), opinion.dice_by_model()
+            for k in range(1, opinion.look.classes):
+                one, other = label == k, suggested == k
+                to_it = dice(one, other) if one.any() or other.any() else np.nan
+                assert found[k - 1] == pytest.approx(np.nanmean([by_model[k - 1], to_it]))
+            assert opinion.priority(suggested) == pytest.approx(opinion.flawed * (1 - mean_dice(found)))
 
 
 def test_suggestions_mend_the_flawed_and_spare_the_sound(known: Any) -> None:
@@ -141,7 +154,7 @@ def test_empty_masks_are_judged(make_world: Callable[..., Any]) -> None:
     assert opinions[missed].flawed > 0.9
     assert opinions[missed].noise.sum() == pytest.approx(world.truth[missed].sum(), rel=0.3)
     assert opinions[empty].noise.sum() < 1
-    assert np.isnan(opinions[empty].dice()).all()
+    assert np.isnan(opinions[empty].dice(suggest(opinions[empty]))).all()
 
 
 def test_a_lost_model_accuses_nobody(make_world: Callable[..., Any]) -> None:
@@ -164,7 +177,11 @@ def test_a_weak_model_does_not_make_sound_masks_look_poor(make_world: Callable[.
     world = make_world(24, rate=0.2, waver=8.0)
     auditor, opinions = judged(world)
     assert auditor.usual_overlap < 0.7
-    sound = [mean_dice(opinions[case].dice()) for case in world.ids if case not in world.flawed]
+    sound = [
+        mean_dice(opinions[case].dice(suggest(opinions[case])))
+        for case in world.ids
+        if case not in world.flawed
+    ]
     assert np.mean(sound) > 0.87
 
 
@@ -193,7 +210,7 @@ def test_the_exam_agrees_with_what_is_true(known: Any) -> None:
     assert facts["mended_dice"] > facts["flawed_dice"]
     hits = []
     for case in world.ids:
-        low, high = check.interval(mean_dice(opinions[case].dice()))
+        low, high = check.interval(mean_dice(opinions[case].dice(suggest(opinions[case]))))
         assert 0 <= low <= high <= 1
         hits.append(low - 0.02 <= dice(world.given[case], world.truth[case]) <= high + 0.02)
     assert np.mean(hits) > 0.75

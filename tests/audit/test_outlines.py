@@ -38,9 +38,36 @@ def test_flawed_outlines_stand_out_without_any_model(radius: float, ndim: int) -
     odds = np.array([witness(name) for name in looks])
     wins = (odds[flawed][:, None] > odds[~flawed]).mean()
     assert wins > 0.95
-    low, high = outlines.RANGE
-    assert odds.max() <= outlines.EXPECTED * high
-    assert odds.min() >= outlines.EXPECTED * low - 1
+    least, most = (
+        outlines.EXPECTED * away + outlines.CONVENTION * breaks - outlines.EXPECTED**2 / 2
+        for away, breaks in zip(outlines.RANGE, outlines.CONVENTION_RANGE, strict=True)
+    )
+    assert odds.min() >= least
+    assert odds.max() <= most
+
+
+def test_a_broken_convention_counts_and_a_kept_one_hardly_speaks_for_a_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two ways of drawing: the odds of those who break the way that images explain rise by more than others fall."""
+    looks = {
+        f"{i:02d}": scaled_looks(*case(i, 16, 3.2 if i % 4 == 0 else 0.0), (1.0, 1.0)) for i in range(28)
+    }
+    witness = ImageWitness.of(looks)
+    monkeypatch.setattr(outlines, "CONVENTION", 0.0)
+    without = ImageWitness.of(looks)
+    more = {name: witness(name) - without(name) for name in looks}
+    broken = [name for name in looks if witness.disbelieves(name)]
+    assert broken
+    assert min(more[name] for name in broken) >= 0
+    assert max(more[name] for name in broken) == pytest.approx(1.5)  # log odds of 3, at half their weight
+    kept = [more[name] for name in looks if witness.convention[name] > 0.9]
+    assert kept == pytest.approx([-0.5] * len(kept))
+    alike = {name: one for name, one in looks.items() if int(name) % 4}
+    one_way = ImageWitness.of(alike)
+    monkeypatch.undo()
+    assert not any(one_way.disbelieves(name) for name in alike)
+    assert all(ImageWitness.of(alike)(name) == one_way(name) for name in alike)
 
 
 def test_looks_go_by_millimetres_and_by_the_size_of_the_object() -> None:

@@ -81,10 +81,24 @@ class Opinion:
 
     def priority(self, suggested: np.ndarray) -> float:
         """What a look at the case is expected to find, in [0, 1]; cases are sorted by it."""
-        return self.flawed * self.wrong_share(suggested)
+        return self.flawed * (1 - mean_dice(self.dice(suggested)))
 
-    def dice(self) -> np.ndarray:
+    def dice(self, suggested: np.ndarray) -> np.ndarray:
         """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent.
+
+        The mean of what the model expects and of the Dice to the suggested mask (*B), which says it if the suggestion
+        is right, and which may have heard the images. Where one of them says nothing, the other.
+        """
+        heard = joint_dice(counts(self.look.label, suggested, self.look.classes))
+        by_model = self.dice_by_model()
+        by_model, heard = (
+            np.where(np.isnan(by_model), heard, by_model),
+            np.where(np.isnan(heard), by_model, heard),
+        )
+        return np.asarray((by_model + heard) / 2)
+
+    def dice_by_model(self) -> np.ndarray:
+        """(K - 1,) the same by the model alone.
 
         Sound masks waver too: part of the ordinary disagreement with the model is put down to the mask. Where the
         models are so weak that they agree with few masks, what is usual with them is not held against the masks.

@@ -59,7 +59,7 @@ def judge_case(
     joint = opinion.confused()
     offsets = class_offsets(opinion) - usual_mm
     files: dict[str, Any] = _write(case, opinion, suggested, values, geometry, dataset, out)
-    dice = opinion.dice()
+    dice = opinion.dice(suggested)
     quality = mean_dice(dice)
     low, high = check.interval(quality)
     kind, sure = kinds.case_kind(opinion, suggested)
@@ -109,7 +109,7 @@ def mixed_up(record: CaseRecord, kind: Kind, sure: float) -> CaseRecord:
         kind=kind,
         kind_probability=_rounded(sure),
         flawed=_rounded(flawed),
-        priority=_rounded(max(record.priority, flawed * record.wrong_share)),
+        priority=_rounded(max(record.priority, flawed * (1 - record.quality))),
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maskmend.appearance import LEAST_CASES, Mender, OutlineModel, explained, outline_looks, scene_looks
 from maskmend.audit.look import bounding_box, read_mask
-from maskmend.audit.population import middle_and_spread
+from maskmend.audit.population import logit, middle_and_spread
 from maskmend.data.case import Case, Dataset
 from maskmend.data.images import MAX_VOXELS, read_case
 
@@ -29,6 +29,11 @@ MOST_VOXELS = 4_000_000
 EXPECTED = 0.75  # spreads by which flawed outlines are the worse explained; more would be believing too much
 FOLLOWS = 0.5  # P(the outline follows the convention) below which the images disbelieve it
 RANGE = (-2.0, 4.0)  # spreads beyond which nothing more is believed
+CONVENTION = 0.5  # weight of the odds that the outline breaks the convention: they rest on the same looks
+CONVENTION_RANGE = (
+    -1.0,
+    3.0,
+)  # log odds; that an outline follows the convention does not speak for what is inside it
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,8 @@ class ImageWitness:
         (middle,), (spread,) = middle_and_spread(errors[:, None], np.ones(len(errors)))
         away = np.clip((errors - middle) / spread, *RANGE)
         odds = EXPECTED * away - EXPECTED**2 / 2
+        if bool((believed < FOLLOWS).any()):  # else all are drawn in one way, which says nothing of any
+            odds = odds + CONVENTION * np.clip(-logit(believed.double().numpy()), *CONVENTION_RANGE)
         by_case = [dict(zip(ids, column.tolist(), strict=True)) for column in (odds, errors, believed)]
         numbers = {case: number for number, case in enumerate(ids)}
         return cls(by_case[0], by_case[1], by_case[2], Mender.fit(table, believed), numbers)

@@ -24,8 +24,8 @@ MEANING = (
     ("Quality", "The estimated Dice of the given mask against the unknown truth, mean over its classes: 1 is perfect. "
      "The pale bar is the 90 % interval. It is an estimate by models that have not seen the mask, not a measurement."),
     ("Wrong share", "Expected wrong voxels, drawn too much or left out, divided by the foreground."),
-    ("Priority", "What the list is sorted by: how much a look at this case is expected to mend. It weighs how much is "
-     "wrong with how sure that is."),
+    ("Priority", "What the list is sorted by: how much a look at this case is expected to mend: the quality that is "
+     "missing to 1, times how sure it is that the mask is flawed."),
     ("Main error", "The kind that explains most of a case's wrong voxels; \"sound\" means no error worth a look. Sure "
      "is the probability of that kind."),
     ("Outline offset", "How far the given outline lies outside (+) or inside (−) the estimated one, on average. A "

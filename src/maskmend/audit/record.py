@@ -86,7 +86,7 @@ class CaseRecord:
 
     Args:
         case: id.
-        priority: by which cases are sorted, worst first: expected wrong voxels that a look would find, in [0, 1].
+        priority: by which cases are sorted, worst first: `flawed` times the Dice that is missing to 1, in [0, 1].
         quality: estimated Dice of the given mask, mean over its classes, in [0, 1].
         quality_low, quality_high: its 90 % interval.
         flawed: probability that the mask has an error worth mending, in [0, 1].

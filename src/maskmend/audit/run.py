@@ -30,7 +30,7 @@ from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.sources import Probs, ProbsFolder, stored
 from maskmend.audit.store import Store
-from maskmend.audit.suggest import advised, suggest
+from maskmend.audit.suggest import with_images
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
@@ -257,10 +257,8 @@ def _judged(
     with bar("judging masks", len(job.cases)) as shown:
         for case in job.cases:
             look, values, geometry = open_case(case, job.dataset, probs)
-            opinion = auditor.judge(look)
-            opinion = replace(opinion, odds=opinion.odds + witness(case.id))
             image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
-            suggested, remark = advised(opinion.look, suggest(opinion), image, witness)
+            opinion, suggested, remark = with_images(auditor.judge(look), image, witness)
             done = judge_case(
                 case, opinion, suggested, values, geometry, job.dataset, check, job.out, usual, remark
             )

@@ -114,7 +114,7 @@ def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:
     classes, label = opinion.look.classes, opinion.look.label
     suggested = suggest(opinion)
     return Answer(
-        quality=mean_dice(opinion.dice()),
+        quality=mean_dice(opinion.dice(suggested)),
         true_quality=mean_dice(joint_dice(counts(label, truth, classes))),
         odds=opinion.odds,
         kind=case_kind(opinion, suggested)[0],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import ndimage
 
@@ -37,6 +39,14 @@ def suggest(opinion: Opinion) -> np.ndarray:
     others = look.probs.copy()
     np.put_along_axis(others, look.label[None].astype(np.intp), 0, axis=0)
     return np.where(change, others.argmax(axis=0), look.label).astype(np.uint8)
+
+
+def with_images(
+    opinion: Opinion, image: np.ndarray, witness: ImageWitness
+) -> tuple[Opinion, np.ndarray, str]:
+    """The opinion of a case that has heard its image (C, *S) too, the mask (*B) to suggest, and a remark on it."""
+    opinion = replace(opinion, odds=opinion.odds + witness(opinion.look.case))
+    return opinion, *advised(opinion.look, suggest(opinion), image, witness)
 
 
 def advised(
