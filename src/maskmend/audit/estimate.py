@@ -86,19 +86,19 @@ class Opinion:
     def dice(self, suggested: np.ndarray) -> np.ndarray:
         """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent.
 
-        The mean of what the model expects and of the Dice to the suggested mask (*B), which says it if the suggestion
-        is right, and which may have heard the images. Where one of them says nothing, the other.
+        Half of it is the Dice to the suggested mask (*B), which may have heard the images; a quarter each what the
+        model expects and the Dice to the mask that it decides for. Where one of them says nothing, the others.
         """
-        heard = joint_dice(counts(self.look.label, suggested, self.look.classes))
-        by_model = self.dice_by_model()
-        by_model, heard = (
-            np.where(np.isnan(by_model), heard, by_model),
-            np.where(np.isnan(heard), by_model, heard),
-        )
-        return np.asarray((by_model + heard) / 2)
+        label, classes = self.look.label, self.look.classes
+        decided = self.look.probs.argmax(axis=0)
+        heard = joint_dice(counts(label, suggested, classes))
+        views = np.stack([self.dice_by_model(), joint_dice(counts(label, decided, classes)), heard, heard])
+        there = np.isfinite(views)
+        total = np.where(there, views, 0).sum(axis=0)
+        return np.asarray(np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan))
 
     def dice_by_model(self) -> np.ndarray:
-        """(K - 1,) the same by the model alone.
+        """(K - 1,) what the model alone expects of it; NaN where absent.
 
         Sound masks waver too: part of the ordinary disagreement with the model is put down to the mask. Where the
         models are so weak that they agree with few masks, what is usual with them is not held against the masks.
