@@ -50,6 +50,14 @@ def test_all_three_are_drawn(rows) -> None:
         assert plots.PALETTE[0].upper() in colours(picture)
 
 
+def test_long_names_are_not_cut_off(rows) -> None:
+    longer = [row | {"method": f"{row['method']} without its pseudo labels"} for row in rows]
+    compared = compare(longer, f"{NAMES[0]} without its pseudo labels")
+    for png in (plots.dice_against_rate(compared), plots.learning_curves(longer, compared)):
+        edges = np.asarray(opened(png))[:, [0, 1, -2, -1]]
+        assert (edges == 255).all()
+
+
 def test_equal_results_are_equal_pictures(rows) -> None:
     compared = compare(rows, "supervised")
     assert plots.dice_against_rate(compared) == plots.dice_against_rate(compared)

@@ -217,11 +217,14 @@ def _legend(figure: Figure, looks: Styles) -> None:
     handles = [Line2D([], [], label=name, markersize=4, **look) for name, look in shown.items()]
     if rest := len(looks) - len(shown):
         quiet = next(look for look in looks.values() if look["color"] == _QUIET)
-        handles.append(Line2D([], [], label=f"{rest} others", **quiet))
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / 1.5)))
+        handles.append(Line2D([], [], label=f"{rest} other" + "s" * (rest > 1), **quiet))
+    for columns in range(len(handles), 0, -1):  # names are long or short: as many columns as fit
+        legend = figure.legend(
+            handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=8.5, handlelength=2.8
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
     lines = -(-len(handles) // columns)
     bottom = (0.12 + 0.2 * lines) / figure.get_figheight()
     figure.set_layout_engine("constrained", rect=(0, bottom, 1, 1 - bottom))
-    figure.legend(
-        handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=8.5, handlelength=2.8
-    )
