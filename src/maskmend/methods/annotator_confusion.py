@@ -24,7 +24,9 @@ class AnnotatorConfusion(EmaMethod):
     instead of into the segmentation `p`. On top the trace of the matrices is made small: of all explanations of the
     masks that takes the one with the least reliable raters, and under it `p` is the truth as long as raters are right
     more often than not. Without a start the two could trade places, so the matrices begin near the identity and are
-    held there while `p` takes shape.
+    held there while `p` takes shape. That does not always suffice: in runs of 300 steps on a crowd's masks of cells the
+    matrices of voxels took over part of the segmentation in one seed of three (Dice .669, with one matrix per rater
+    .823; the others .835 and .809, .838 and .826). Where runs are short or cases few, take `matrices="global"`.
 
     Args:
         make_network: builds one network; called twice for `matrices="pixel"`.
