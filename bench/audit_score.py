@@ -84,6 +84,7 @@ def rankings(
         warnings.simplefilter("ignore")
         cleanlab = np.array([get_label_quality_scores(*plane[i], verbose=False)[0][0] for i in ids])
     seconds = {"cpu_seconds": round(time.process_time() - began, 2)}
+    from maskmend.audit.estimate import priority
     from maskmend.audit.population import sigmoid
 
     own_row = maskmend(given, probs, label)
@@ -95,7 +96,7 @@ def rankings(
         "maskmend, probabilities alone": (
             alone,
             None,
-            {"priority": alone * (1 - quality), "quality": quality, "flawed": alone},
+            {"priority": priority(alone, quality), "quality": quality, "flawed": alone},
         ),
         "maskmend, images alone": (witness, None, {}),
         "cleanlab": (-cleanlab, doubt, seconds),
@@ -126,7 +127,7 @@ def _issues(
 def maskmend(
     given: Any, probs: Mapping[str, np.ndarray], label: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    from maskmend.audit.estimate import fit
+    from maskmend.audit.estimate import fit, priority
     from maskmend.audit.estimate import mean_dice as mean_known
     from maskmend.audit.kinds import case_kind
     from maskmend.audit.look import look_at
@@ -160,7 +161,7 @@ def maskmend(
         opinion, better, _ = with_images(alone, read_image(images[look.case])[0], heard)
         found["flawed"].append(opinion.flawed)
         found["quality"].append(mean_known(opinion.dice(better)))
-        found["share"].append(opinion.priority(better))
+        found["share"].append(priority(opinion.flawed, found["quality"][-1]))
         found["noise"].append(look.whole(opinion.noise).ravel())
         found["kinds"].append(case_kind(opinion, better)[0])
         whole = label[look.case].copy()

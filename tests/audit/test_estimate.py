@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.audit.conftest import dice
 
 from maskmend.audit import estimate
-from maskmend.audit.estimate import mean_dice
+from maskmend.audit.estimate import mean_dice, priority
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.suggest import suggest
 
@@ -88,7 +88,9 @@ def test_the_estimated_dice_is_half_the_models_and_half_that_to_the_suggestion(k
                     one, other = label == k, mask == k
                     views.append(dice(one, other) if one.any() or other.any() else np.nan)
                 assert found[k - 1] == pytest.approx(np.nanmean(views))
-            assert opinion.priority(suggested) == pytest.approx(opinion.flawed * (1 - mean_dice(found)))
+            assert priority(opinion.flawed, mean_dice(found)) == pytest.approx(
+                opinion.flawed * (1 - mean_dice(found))
+            )
 
 
 def test_suggestions_mend_the_flawed_and_spare_the_sound(known: Any) -> None:

@@ -79,10 +79,6 @@ class Opinion:
         area = int(((self.look.label > 0) | (suggested > 0)).sum())
         return min(float(self.noise.sum()) / max(area, 1), 1.0)
 
-    def priority(self, suggested: np.ndarray) -> float:
-        """What a look at the case is expected to find, in [0, 1]; cases are sorted by it."""
-        return self.flawed * (1 - mean_dice(self.dice(suggested)))
-
     def dice(self, suggested: np.ndarray) -> np.ndarray:
         """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent.
 
@@ -134,6 +130,11 @@ def joint_dice(joint: np.ndarray) -> np.ndarray:
     given, true = joint.sum(axis=1)[1:], joint.sum(axis=0)[1:]
     total = given + true
     return np.where(total > 0.5, 2 * np.diag(joint)[1:] / np.maximum(total, 1e-9), np.nan)
+
+
+def priority(flawed: float, quality: float) -> float:
+    """What a look at a case is expected to find, in [0, 1], by P(flawed) and estimated Dice; cases are sorted by it."""
+    return flawed * (1 - quality)
 
 
 def mean_dice(dice: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskmend.audit import kinds
-from maskmend.audit.estimate import Opinion, mean_dice
+from maskmend.audit.estimate import Opinion, mean_dice, priority
 from maskmend.audit.record import CaseRecord, ClassRecord, Kind
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.data.case import Case, Dataset, Geometry
@@ -69,7 +69,7 @@ def judge_case(
     )
     record = CaseRecord(
         case=case.id,
-        priority=_rounded(opinion.priority(suggested)),
+        priority=_rounded(priority(opinion.flawed, quality)),
         quality=_rounded(quality),
         quality_low=_rounded(low),
         quality_high=_rounded(high),
@@ -109,7 +109,7 @@ def mixed_up(record: CaseRecord, kind: Kind, sure: float) -> CaseRecord:
         kind=kind,
         kind_probability=_rounded(sure),
         flawed=_rounded(flawed),
-        priority=_rounded(max(record.priority, flawed * (1 - record.quality))),
+        priority=_rounded(max(record.priority, priority(flawed, record.quality))),
     )
 
 

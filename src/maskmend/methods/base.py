@@ -262,9 +262,8 @@ def ramp(progress: float, start: float, end: float) -> float:
 def dropout_on(network: nn.Module) -> Iterator[None]:
     """Dropout draws inside the block although the network is in evaluation mode (Monte Carlo dropout)."""
     layers = [m for m in network.modules() if isinstance(m, _DropoutNd) and not m.training]
-    plain = [layer for layer in layers if type(layer) is nn.Dropout]
-    hooks = [layer.register_forward_hook(_drawn) for layer in plain]
-    others = [layer for layer in layers if layer not in plain]
+    hooks = [layer.register_forward_hook(_drawn) for layer in layers if type(layer) is nn.Dropout]
+    others = [layer for layer in layers if type(layer) is not nn.Dropout]
     for layer in others:
         layer.training = True
     try:
