@@ -41,7 +41,7 @@ class Calibration:
         logits = np.log(look.probs)
         logits *= np.float32(self.scale)
         logits += self.bias.reshape(-1, *[1] * look.label.ndim).astype(np.float32)
-        logits -= logits.max(axis=0)
+        # Between e^-41 and e^6, so nothing need be subtracted: probabilities are LEAST or more, `fit` bounds the rest.
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=0)
         if look.valid is not None:

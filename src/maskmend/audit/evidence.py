@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 
 import numpy as np
 from scipy import ndimage
 
-from maskmend.audit.look import LEAST, Look, bounding_box
+from maskmend.audit.look import LEAST, Look, bounding_box, bounding_boxes
 from maskmend.audit.shape import Moments, outline, soft_outline
 
 SURPRISES = ("surprise", "contradiction", "contradiction by volume", "outline surprise")
@@ -67,7 +68,7 @@ def gather(look: Look) -> Evidence:
     soft, drawn = _soft(look), look.label > 0
     masks = _drawn_parts(look, drawn)
     contradiction, against = _contradictions(look, soft, drawn)
-    voxel = float(np.prod(look.spacing_mm))
+    voxel = prod(look.spacing_mm)
     outline_voxels = 0.5 * (masks[0].outline + soft.parts[0].outline) / voxel + 1
     volume = 0.5 * (masks[0].moments.mass + soft.parts[0].moments.mass) + 1
     surprises = np.array([
@@ -76,8 +77,7 @@ def gather(look: Look) -> Evidence:
         np.log(contradiction / volume + _FAINT),
         np.log(against / outline_voxels + _FAINT),
     ])  # fmt: skip
-    signed = [_differences(mask, part, look.spacing_mm) for mask, part in zip(masks, soft.parts, strict=True)]
-    return Evidence(surprises, np.stack(signed), soft.doubts)
+    return Evidence(surprises, _differences(masks, soft.parts, look.spacing_mm), soft.doubts)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _measured(look: Look) -> _Soft:
     likely = 1 - probs[0]
     parts = _soft_parts(look, likely)
     expected = _entropy(probs, likely)
-    voxel, flat = float(np.prod(spacing)), (ndim - 1) / ndim
+    voxel, flat = prod(spacing), (ndim - 1) / ndim
     decided = likely > 0.5
     rough = outline(decided, spacing) / ((np.count_nonzero(decided) + 1) * voxel) ** flat
     doubts = np.log([expected / (parts[0].outline / voxel + 1) + _FAINT, rough + 0.1])
@@ -139,8 +139,7 @@ def _entropy(probs: np.ndarray, likely: np.ndarray) -> float:
 
 def _soft_parts(look: Look, likely: np.ndarray) -> list[_Part]:
     spacing, parts, whole = look.spacing_mm, [], Moments.none(look.label.ndim)
-    for one in look.probs[1:]:
-        box = bounding_box(one > _FAINT, 1)
+    for one, box in zip(look.probs[1:], bounding_boxes(look.probs[1:] > _FAINT, 1), strict=True):
         moments = Moments.of(one[box], _corner(box, spacing), spacing)
         whole += moments
         parts.append(_Part(soft_outline(one[box], spacing), moments))
@@ -151,7 +150,7 @@ def _soft_parts(look: Look, likely: np.ndarray) -> list[_Part]:
 
 def _drawn_parts(look: Look, drawn: np.ndarray) -> list[_Part]:
     spacing, ndim = look.spacing_mm, look.label.ndim
-    around, *boxes = _label_boxes(look)
+    around, *boxes = look.boxes
     parts, whole = [], Moments.none(ndim)
     for k, box in enumerate(boxes, 1):
         if box is None:
@@ -179,53 +178,37 @@ def _contradictions(look: Look, soft: _Soft, drawn: np.ndarray) -> tuple[float, 
     return contradiction, float(np.abs(np.log(likely / (1 - likely))).sum())
 
 
-def _label_boxes(look: Look) -> list[tuple[slice, ...] | None]:
-    """The box of all that is drawn, then of each class, one voxel wider where there is room; None where nothing is."""
-    found = ndimage.find_objects(look.label, look.classes - 1)
-    there = [box for box in found if box is not None]
-    if not there:
-        return [None] * look.classes
-    around = tuple(
-        slice(min(one.start for one in axis), max(one.stop for one in axis))
-        for axis in zip(*there, strict=True)
-    )
-    shape = look.label.shape
-    return [
-        None if box is None
-        else tuple(slice(max(a.start - 1, 0), min(a.stop + 1, n)) for a, n in zip(box, shape, strict=True))
-        for box in (around, *found)
-    ]  # fmt: skip
-
-
 def _corner(box: Sequence[slice], spacing_mm: Sequence[float]) -> list[float]:
     return [one.start * step for one, step in zip(box, spacing_mm, strict=True)]
 
 
-def _differences(mask: _Part, soft: _Part, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Row of `Evidence.signed` for one group."""
-    ndim, drawn, likely = len(spacing_mm), mask.moments.mass, soft.moments.mass
-    if drawn + likely < 0.5:
-        return np.full(len(signed_names(ndim)), np.nan)
-    voxel, volume, flat = float(np.prod(spacing_mm)), (drawn + likely) / 2, (ndim - 1) / ndim
-    offset = 2 * (drawn - likely) * voxel / (mask.outline + soft.outline + voxel**flat)
-    first, second = _changes(mask.moments, soft.moments, volume, voxel)
-    ball = (volume * voxel) ** flat
-    tail = [
-        np.log(drawn * voxel + voxel),
-        np.log((mask.outline + 1e-6) / ball) if drawn else 0.0,
-        np.log(1 + mask.pieces),
-    ]
-    return np.array([offset, *first, *second, *tail])
+def _differences(masks: Sequence[_Part], parts: Sequence[_Part], spacing_mm: Sequence[float]) -> np.ndarray:
+    """`Evidence.signed`."""
+    ndim, voxel = len(spacing_mm), prod(spacing_mm)
+    drawn, soft = (Moments.stack([part.moments for part in group]) for group in (masks, parts))
+    outline_drawn, outline_soft = (np.array([part.outline for part in group]) for group in (masks, parts))
+    pieces = np.array([mask.pieces for mask in masks])
+    volume, flat = (drawn.mass + soft.mass) / 2, (ndim - 1) / ndim
+    out = np.empty((len(masks), len(signed_names(ndim))))
+    out[:, 0] = 2 * (drawn.mass - soft.mass) * voxel / (outline_drawn + outline_soft + voxel**flat)
+    out[:, 1:-3] = _changes(drawn, soft, volume, voxel)
+    out[:, -3] = np.log(drawn.mass * voxel + voxel)
+    ball = (np.maximum(volume, 0.25) * voxel) ** flat
+    out[:, -2] = np.where(drawn.mass > 0, np.log((outline_drawn + 1e-6) / ball), 0)
+    out[:, -1] = np.log1p(pieces)
+    out[drawn.mass + soft.mass < 0.5] = np.nan
+    return out
 
 
-def _changes(mask: Moments, soft: Moments, volume: float, voxel: float) -> tuple[np.ndarray, list[float]]:
-    """Shift in mm by axis, and change of the second moments relative to the size, of mask minus soft mask."""
+def _changes(mask: Moments, soft: Moments, volume: np.ndarray, voxel: float) -> np.ndarray:
+    """Shift in mm by axis, then change of the second moments relative to the size, of mask minus soft mask, (G, M)."""
     both = mask + soft
-    centre = both.first / max(both.mass, 1e-6)
+    mass = np.maximum(both.mass, 1e-6)[:, None]
+    centre = both.first / mass
     rest, all_of_it = (mask - soft).about(centre), both.about(centre)
-    ndim = len(centre)
-    size = (volume * voxel) ** (1 / ndim) + 1e-6
-    second = rest.second.copy()
-    second[range(ndim), range(ndim)] -= rest.mass / max(both.mass, 1e-6) * np.diag(all_of_it.second)
-    upper = [float(second[one, other]) for one in range(ndim) for other in range(one, ndim)]
-    return rest.first / (volume + 1), [value / (volume + 1) / size for value in upper]
+    axes = np.arange(centre.shape[1])
+    size = (volume * voxel) ** (1 / len(axes)) + 1e-6
+    second = rest.second
+    second[:, axes, axes] -= rest.mass[:, None] / mass * all_of_it.second[:, axes, axes]
+    row, column = np.triu_indices(len(axes))
+    return np.hstack([rest.first, second[:, row, column] / size[:, None]]) / (volume + 1)[:, None]

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import read_label
@@ -51,10 +52,29 @@ class Look:
     @cached_property
     def given(self) -> np.ndarray:
         """(*B) the probability of the given label."""
-        at = self.label.ravel() * np.intp(self.label.size)
-        at += np.arange(self.label.size)
-        found: np.ndarray = self.probs.ravel().take(at).reshape(self.label.shape)
+        found: np.ndarray = self.probs[0].copy()
+        for k, box in enumerate(self.boxes[1:], 1):
+            if box is not None:
+                np.copyto(found[box], self.probs[k][box], where=self.label[box] == k)
         return found
+
+    @cached_property
+    def boxes(self) -> list[tuple[slice, ...] | None]:
+        """Of all that is drawn, then of each class, one voxel wider where there is room; None where nothing is."""
+        found = ndimage.find_objects(self.label, self.classes - 1)
+        there = [box for box in found if box is not None]
+        if not there:
+            return [None] * self.classes
+        around = tuple(
+            slice(min(one.start for one in axis), max(one.stop for one in axis))
+            for axis in zip(*there, strict=True)
+        )
+        shape = self.label.shape
+        return [
+            None if box is None
+            else tuple(slice(max(a.start - 1, 0), min(a.stop + 1, n)) for a, n in zip(box, shape, strict=True))
+            for box in (around, *found)
+        ]  # fmt: skip
 
     def with_label(self, label: np.ndarray) -> Look:
         """The same case with another mask (*B)."""
@@ -115,6 +135,20 @@ def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
         slice(max(one.start - margin, 0), min(one.stop + margin, size))
         for one, size in zip(box, mask.shape, strict=True)
     )
+
+
+def bounding_boxes(masks: np.ndarray, margin: int = 0) -> list[tuple[slice, ...]]:
+    """`bounding_box` of each of (G, *S) bool."""
+    spans = []
+    for axis in range(1, masks.ndim):
+        hit = np.any(masks, axis=tuple(a for a in range(1, masks.ndim) if a != axis))
+        size = hit.shape[1]
+        first, last = hit.argmax(axis=1), size - hit[:, ::-1].argmax(axis=1)
+        empty = ~hit[np.arange(len(hit)), first]
+        start = np.where(empty, 0, np.maximum(first - margin, 0))
+        stop = np.where(empty, 1, np.minimum(last + margin, size))
+        spans.append([slice(*ends) for ends in zip(start.tolist(), stop.tolist(), strict=True)])
+    return list(zip(*spans, strict=True))
 
 
 def open_case(

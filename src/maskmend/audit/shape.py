@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import combinations
+from math import prod
 
 import numpy as np
 
 _ONES = {ndim: np.eye(ndim, dtype=int) for ndim in (2, 3)}
 """The powers of the places, (axis, which place)."""
+_FIRST = {ndim: tuple(ones) for ndim, ones in _ONES.items()}
+_SECOND = {ndim: tuple(ones[:, :, None] + ones[:, None, :]) for ndim, ones in _ONES.items()}
 
 
 def soft_outline(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
@@ -23,38 +27,65 @@ def soft_outline(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
         if step != unit:
             rise *= np.float32((unit / step) ** 2)
         squares[near] += rise
-    return float(np.sqrt(squares, out=squares).sum()) * float(np.prod(spacing_mm)) / unit
+    return float(np.sqrt(squares, out=squares).sum()) * prod(spacing_mm) / unit
 
 
 def outline(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
     """The same of a mask (*S) bool: counting replaces roots, for a voxel's outline runs in few directions."""
     ndim = mask.ndim
     edges = [mask[_but_first(ndim, axis)] ^ mask[_but_last(ndim, axis)] for axis in range(ndim)]
-    found: dict[tuple[int, ...], int] = {}
-    for size in range(
-        ndim, 0, -1
-    ):  # from voxels with an edge along all axes to those with one along one axis only
-        for axes in combinations(range(ndim), size):
-            both = edges[axes[0]][_aligned(axes[0], axes)]
-            for axis in axes[1:]:
-                both = both & edges[axis][_aligned(axis, axes)]
-            wider = (count for other, count in found.items() if set(other) > set(axes))
-            found[axes] = int(np.count_nonzero(both)) - sum(wider)
-    steps = [sum(1 / spacing_mm[axis] ** 2 for axis in axes) ** 0.5 for axes in found]
-    return float(np.dot(steps, list(found.values()))) * float(np.prod(spacing_mm))
+    counts = []
+    for axes in _directions(ndim):
+        both = edges[axes[0]][_aligned(axes[0], axes)]
+        for axis in axes[1:]:
+            both = both & edges[axis][_aligned(axis, axes)]
+        counts.append(np.count_nonzero(both))
+    return float(_lengths(tuple(spacing_mm)) @ counts)
 
 
+@cache
+def _directions(ndim: int) -> list[tuple[int, ...]]:
+    """The sets of axes along which an edge may run: all of them first, single ones last."""
+    return [axes for size in range(ndim, 0, -1) for axes in combinations(range(ndim), size)]
+
+
+@lru_cache(maxsize=256)
+def _lengths(spacing_mm: tuple[float, ...]) -> np.ndarray:
+    """What a voxel with edges along at least the axes of `_directions` adds to the outline: each counts its own
+    length less what the sets within it have counted for the voxel already."""
+    found: dict[tuple[int, ...], float] = {}
+    for axes in reversed(_directions(len(spacing_mm))):
+        length = sum(1 / spacing_mm[axis] ** 2 for axis in axes) ** 0.5
+        found[axes] = length - sum(part for other, part in found.items() if set(other) < set(axes))
+    voxel = prod(spacing_mm)
+    return np.array([found[axes] * voxel for axes in _directions(len(spacing_mm))])
+
+
+@cache
 def _but_last(ndim: int, axis: int) -> tuple[slice, ...]:
     return tuple(slice(0, -1) if a == axis else slice(None) for a in range(ndim))
 
 
+@cache
 def _but_first(ndim: int, axis: int) -> tuple[slice, ...]:
     return tuple(slice(1, None) if a == axis else slice(None) for a in range(ndim))
 
 
-def _aligned(own: int, axes: Sequence[int]) -> tuple[slice, ...]:
+@cache
+def _aligned(own: int, axes: tuple[int, ...]) -> tuple[slice, ...]:
     """Cuts the edges along `own` to the voxels that have edges along all of these axes; their first axis is `own`."""
     return tuple(slice(0, -1) if a in axes and a != own else slice(None) for a in range(max(*axes, own) + 1))
+
+
+@lru_cache(maxsize=1024)
+def _powers(size: int) -> np.ndarray:
+    """(size, 3) powers 0, 1, 2 of the indices."""
+    return np.vander(np.arange(size, dtype=np.float64), 3, increasing=True)
+
+
+@lru_cache(maxsize=1024)
+def _powers_single(size: int) -> np.ndarray:
+    return _powers(size).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -62,12 +93,12 @@ class Moments:
     """Sums over a soft mask of 1, of the places (mm) and of their products.
 
     Args:
-        mass: sum of the values.
-        first: (N,) sum of value times place.
-        second: (N, N) sum of value times place times place.
+        mass: sum of the values, (); or, of G masks, (G,).
+        first: (N,) or (G, N) sum of value times place.
+        second: (N, N) or (G, N, N) sum of value times place times place.
     """
 
-    mass: float
+    mass: np.ndarray
     first: np.ndarray
     second: np.ndarray
 
@@ -75,25 +106,26 @@ class Moments:
     def of(cls, values: np.ndarray, corner: Sequence[float], spacing_mm: Sequence[float]) -> Moments:
         """Of (*S) float32 values whose first voxel lies at `corner` (mm): one product of matrices per axis."""
         ndim = values.ndim
-        powers = [
-            np.vander(start + step * np.arange(size, dtype=np.float64), 3, increasing=True)
-            for start, step, size in zip(corner, spacing_mm, values.shape, strict=True)
-        ]
-        sums = values.reshape(-1, values.shape[-1]) @ powers[-1].astype(np.float32)
+        sums = values.reshape(-1, values.shape[-1]) @ _powers_single(values.shape[-1])
         sums = sums.astype(np.float64).reshape(*values.shape[:-1], 3)
         for axis in range(ndim - 2, -1, -1):  # (.., n, powers so far) -> (.., 3, powers so far)
             shape = sums.shape
-            sums = powers[axis].T @ sums.reshape(*shape[: axis + 1], -1)
+            sums = _powers(shape[axis]).T @ sums.reshape(*shape[: axis + 1], -1)
             sums = sums.reshape(*shape[:axis], 3, *shape[axis + 1 :])
-        ones = _ONES[ndim]
-        first = sums[tuple(ones)]
-        second = sums[tuple(ones[:, :, None] + ones[:, None, :])]
-        return cls(float(sums[(0,) * ndim]), first, second)
+        step, mass = np.array(spacing_mm), np.asarray(sums[(0,) * ndim])
+        counted = cls(mass, sums[_FIRST[ndim]] * step, sums[_SECOND[ndim]] * (step * step[:, None]))
+        return counted.about(-np.array(corner))
 
     @classmethod
     def none(cls, ndim: int) -> Moments:
         """Of nothing."""
-        return cls(0.0, np.zeros(ndim), np.zeros((ndim, ndim)))
+        return cls(np.zeros(()), np.zeros(ndim), np.zeros((ndim, ndim)))
+
+    @classmethod
+    def stack(cls, moments: Sequence[Moments]) -> Moments:
+        """Of several masks at once."""
+        parts = ((one.mass, one.first, one.second) for one in moments)
+        return cls(*map(np.array, zip(*parts, strict=True)))
 
     def __sub__(self, other: Moments) -> Moments:
         return Moments(self.mass - other.mass, self.first - other.first, self.second - other.second)
@@ -102,7 +134,8 @@ class Moments:
         return Moments(self.mass + other.mass, self.first + other.first, self.second + other.second)
 
     def about(self, centre: np.ndarray) -> Moments:
-        """The same with places counted from `centre` (N,) mm."""
-        cross = np.outer(self.first, centre)
-        second = self.second - cross - cross.T + self.mass * np.outer(centre, centre)
-        return Moments(self.mass, self.first - self.mass * centre, second)
+        """The same with places counted from `centre`, (N,) or (G, N) mm."""
+        first = self.first - self.mass[..., None] * centre
+        second = self.second - self.first[..., None] * centre[..., None, :]
+        second -= centre[..., None] * first[..., None, :]
+        return Moments(self.mass, first, second)

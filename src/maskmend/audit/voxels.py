@@ -29,10 +29,13 @@ def doubts(look: Look) -> tuple[np.ndarray, np.ndarray]:
     given = look.given.ravel()
     doubt = 1 - given
     at = np.flatnonzero(doubt > DOUBTED)
-    flat = np.take(look.probs.reshape(look.classes, -1), at, axis=1)
-    flat[look.label.ravel()[at], np.arange(len(at))] = 0
-    odds = np.log(np.maximum(flat.max(axis=0), 1e-6) / given[at])
-    return at, np.stack([np.clip(odds, *_VOXEL), np.log(doubt[at])], axis=1)
+    label, other = look.label.ravel()[at], np.full(len(at), np.float32(1e-6))
+    for k, probs in enumerate(look.probs):
+        np.maximum(other, probs.ravel()[at] * (label != k), out=other)
+    figures = np.empty((len(at), 2), np.float32)
+    np.clip(np.log(other / given[at]), *_VOXEL, out=figures[:, 0])
+    np.log(doubt[at], out=figures[:, 1])
+    return at, figures
 
 
 def columns(figures: np.ndarray, case_odds: np.ndarray | float) -> np.ndarray:
