@@ -50,6 +50,25 @@ def write_dataset(
 # --- fingerprint and plan ---------------------------------------------------------------------------------
 
 
+def test_the_sample_of_voxels_is_bounded_and_fair(monkeypatch):
+    """However many cases: quantiles as of all voxels, exact extremes, no more held than the limit."""
+    from maskmend.data import fingerprint as module
+
+    monkeypatch.setattr(module, "_VOXELS", 20_000)
+    rng, sample = np.random.default_rng(0), module._Sample()
+    every = [rng.normal(number / 50, 1 + number / 100, 3000).astype(np.float32) for number in range(100)]
+    for values in every:
+        sample.add(values)
+        assert sum(map(len, sample.parts)) == sample.size <= 20_000
+    assert {len(part) > 0 for part in sample.parts} == {True}
+    facts, whole = sample.facts(), np.concatenate(every)
+    assert (facts.minimum, facts.maximum) == (whole.min(), whole.max())
+    assert facts.mean == pytest.approx(float(whole.mean()), abs=float(5 * whole.std() / sample.size**0.5))
+    assert facts.std == pytest.approx(float(whole.std()), rel=0.03)
+    for name, percent in (("p00_5", 0.5), ("median", 50), ("p99_5", 99.5)):
+        assert getattr(facts, name) == pytest.approx(np.percentile(whole, percent), abs=0.15)
+
+
 def test_fingerprint_counts_what_is_there(tmp_path):
     rng = np.random.default_rng(0)
     images = [rng.normal(100, 20, (1, 12, 14, 16)).astype(np.float32) for _ in range(3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,7 @@ def _try_csv(self: Target, data: bytes) -> list[UserError]:
         "imagesTr",
         "labelsTr",
         *(f"{case}: " for case in ("a", "b", "a_0000", "b_0000")),
+        *{cell for cell in re.split(r'[,;\t\r\n"]', data.decode(errors="ignore")) if len(cell) > 4},
     )
     refusals = _told(lambda: find_cases(table.parent, layout="csv"), (*names, str(table.parent)))
     refusals += _checked(table, names)

@@ -7,6 +7,7 @@ import json
 import zlib
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -212,6 +213,49 @@ def test_png_of_a_few_bytes_that_claims_a_strip_of_16_million(tmp_path):
     path.write_bytes(_png(parts))
     with pytest.raises(DataError, match=r"strip\.png: ends early"):
         read_image(path)
+
+
+def test_jpeg_of_a_few_bytes_that_claims_millions_of_pixels(tmp_path):
+    """Pillow asked for 400 MB before it saw that there was nothing in the file."""
+    path, stream = tmp_path / "wide.jpg", io.BytesIO()
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(stream, "JPEG", quality=1)
+    data = bytearray(stream.getvalue())
+    at = data.index(b"\xff\xc0") + 5  # the frame: height, width
+    data[at : at + 4] = (4108).to_bytes(2, "big") + (32778).to_bytes(2, "big")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"wide\.jpg: ends early"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_no_jpeg_is_too_small_for_its_pixels(tmp_path, progressive):
+    """The smallest that an encoder makes of an empty picture."""
+    path = tmp_path / "plain.jpg"
+    picture = Image.fromarray(np.full((4000, 3000, 3), 128, np.uint8))
+    picture.save(path, quality=1, subsampling=2, optimize=True, progressive=progressive)
+    assert read_image(path)[0].shape == (3, 4000, 3000)
+
+
+def test_a_second_version_of_nifti_that_ends_within_its_header(tmp_path):
+    path = tmp_path / "short.nii"
+    nibabel.save(nibabel.Nifti2Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), path)
+    path.write_bytes(path.read_bytes()[:511])
+    with pytest.raises(DataError, match=r"short\.nii: ends early: 511 bytes"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("image", [1e308, {"a": 1}, [], True, None], ids=str)
+def test_an_image_that_is_no_name(pair, image):
+    facts = {"labels": {"a": 1}, "training": [{"image": image, "label": "labelsTr/a.png"}]}
+    (pair / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"dataset\.json|training|labelsTr"):
+        find_cases(pair)
+
+
+def test_a_cell_that_names_a_folder_of_something_else(pair):
+    (pair / "table.csv").write_text("image,label\n.,labelsTr/a.png\n")
+    with pytest.raises(DataError, match=r"table\.csv line 2: the folder \. holds no DICOM file"):
+        find_cases(pair / "table.csv")
 
 
 def test_tiff_without_pixels(tmp_path):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from maskmend.cli import main
+from maskmend.data import atomic, owner
 from maskmend.data import fix as fixing
-from maskmend.data import owner
 from maskmend.data.atomic import atomic_write
 from maskmend.noise import dataset as corrupting
 
@@ -114,19 +114,20 @@ def test_an_earlier_copy_is_replaced_whole(fork, monkeypatch, snapshot, volumes,
     """Killed while the earlier copy is deleted: the new one is in place, and nothing stays that is refused later."""
     import shutil
 
-    out, delete = tmp_path / "place" / "out", shutil.rmtree
+    out, delete, reached = tmp_path / "place" / "out", shutil.rmtree, tmp_path / "reached"
     words = ["corrupt", str(volumes), "-o", str(out), "--overwrite"]
     assert main([*words, "--seed", "1"]) == 0
 
     def deleted_in_part(path, **options):
-        (Path(path) / "old" / "noise.json").unlink()
+        (Path(path) / "noise.json").unlink()
+        reached.touch()
         time.sleep(600)
 
     with monkeypatch.context() as patch:
         patch.setattr("maskmend.data.atomic.shutil.rmtree", deleted_in_part)
         child = fork(lambda: main(words))
     deadline = time.monotonic() + 120
-    while not list(out.parent.glob(".*/old")) and time.monotonic() < deadline:
+    while not reached.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     child.kill()
     assert child.wait() == -signal.SIGKILL
@@ -135,6 +136,29 @@ def test_an_earlier_copy_is_replaced_whole(fork, monkeypatch, snapshot, volumes,
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert main(["corrupt", str(volumes), "-o", str(tmp_path / "calm")]) == 0
     assert snapshot(out) == snapshot(tmp_path / "calm")
+
+
+def test_killed_at_the_very_end_nothing_stays_beside_a_new_copy(fork, monkeypatch, verb, tmp_path):
+    """Nobody calls `check --fix` again where the copy is there already: what lay beside it would stay for ever."""
+    call, out, reached = verb[0], tmp_path / "place" / "out", tmp_path / "reached"
+    original = atomic.to_disk
+
+    def wait(path):
+        original(path)
+        if path == out.parent and out.exists():
+            reached.touch()
+            time.sleep(600)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "to_disk", wait)
+        child = fork(lambda: call(out))
+    deadline = time.monotonic() + 120
+    while not reached.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert reached.exists(), child.said()
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_what_may_not_be_deleted_stops_nobody(fork, monkeypatch, tmp_path):

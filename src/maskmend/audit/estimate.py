@@ -87,8 +87,8 @@ class Opinion:
         """
         label, classes = self.look.label, self.look.classes
         decided = self.look.probs.argmax(axis=0)
-        heard = joint_dice(counts(label, suggested, classes))
-        views = np.stack([self.dice_by_model(), joint_dice(counts(label, decided, classes)), heard, heard])
+        heard = mask_dice(label, suggested, classes)
+        views = np.stack([self.dice_by_model(), mask_dice(label, decided, classes), heard, heard])
         there = np.isfinite(views)
         total = np.where(there, views, 0).sum(axis=0)
         return np.asarray(np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan))
@@ -119,10 +119,10 @@ def _overlap(look: Look) -> float:
     return float(overlaps(look)[[k - 1 for k in drawn]].mean()) if drawn else float("nan")
 
 
-def counts(given: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) voxels by given (row) and true (column) class, of two maps (*S)."""
+def mask_dice(given: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """(K - 1,) Dice of each foreground class between two maps (*S) of class indices; NaN where neither has it."""
     pairs = given.astype(np.int64) * classes + truth
-    return np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
+    return joint_dice(np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes))
 
 
 def joint_dice(joint: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from maskmend.audit.estimate import Auditor, Looks, Opinion, counts, joint_dice, mean_dice
+from maskmend.audit.estimate import Auditor, Looks, Opinion, mask_dice, mean_dice
 from maskmend.audit.injection import inject
 from maskmend.audit.kinds import case_kind
 from maskmend.audit.record import Kind
@@ -115,11 +115,11 @@ def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:
     suggested = suggest(opinion)
     return Answer(
         quality=mean_dice(opinion.dice(suggested)),
-        true_quality=mean_dice(joint_dice(counts(label, truth, classes))),
+        true_quality=mean_dice(mask_dice(label, truth, classes)),
         odds=opinion.odds,
         kind=case_kind(opinion, suggested)[0],
         true_kind=true_kind,
-        mended=mean_dice(joint_dice(counts(suggested, truth, classes))),
+        mended=mean_dice(mask_dice(suggested, truth, classes)),
         noise=float(opinion.noise.sum()),
         wrong=int((label != truth).sum()),
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from maskmend.audit.estimate import Opinion, counts, joint_dice, mean_dice
+from maskmend.audit.estimate import Opinion, mask_dice, mean_dice
 from maskmend.audit.look import Look
 from maskmend.audit.mending import Outlined
 from maskmend.audit.outlines import ImageWitness
@@ -89,7 +89,7 @@ def advised(
     if look.valid is not None:
         moved = np.where(look.valid, moved, look.label)
     model = look.probs.argmax(axis=0)
-    before, after = (mean_dice(joint_dice(counts(one, model, look.classes))) for one in (look.label, moved))
+    before, after = (mean_dice(mask_dice(one, model, look.classes)) for one in (look.label, moved))
     if after <= before or outlined(moved).unexplained >= outlined(suggested).unexplained:
         return suggested, ""
     way = "wider" if outwards > 0 else "tighter"
@@ -100,7 +100,7 @@ def _of_the_outline(given: np.ndarray, suggested: np.ndarray, classes: int) -> b
     """Whether two masks differ by the outline of the foreground, and not by what is drawn or as what."""
     changed = int((given != suggested).sum())
     outside = int(((given > 0) != (suggested > 0)).sum())
-    return outside > SAME * changed and float(np.nanmin(joint_dice(counts(given, suggested, classes)))) > SAME
+    return outside > SAME * changed and float(np.nanmin(mask_dice(given, suggested, classes))) > SAME
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:

@@ -86,19 +86,26 @@ def atomic_folder(out: Path, check: Callable[[], object]) -> Iterator[Path]:
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         sweep(out.parent)
-        place = out.with_name(temporary_name(out.name))
-        place.mkdir()
-    try:
-        folder = place / "new"
+        folder, old = (out.with_name(temporary_name(out.name)) for _ in range(2))
         folder.mkdir()
+    try:
         yield folder
         check()
         with explained(out):
+            if hasattr(
+                os, "sync"
+            ):  # one call for all files: a power cut must not leave a complete folder of empty ones
+                os.sync()
             if out.exists():
-                out.rename(place / "old")
-            folder.rename(out)
+                out.rename(old)
+            folder.rename(
+                out
+            )  # where nothing is replaced, what remains is nothing: a kill leaves nothing behind
+            to_disk(out.parent)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        for left in (folder, old):
+            if left.exists():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

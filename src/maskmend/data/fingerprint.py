@@ -13,6 +13,7 @@ from maskmend.data.images import read_case, read_label
 from maskmend.errors import DataError
 
 _VOXELS_PER_CASE = 20_000  # enough for stable 0.5 % percentiles over a data set, small enough for any memory
+_VOXELS = 1 << 23  # of all cases together, per channel: beyond it every case keeps half as many, and so on
 
 
 class _Facts(BaseModel):
@@ -202,50 +203,60 @@ def _left_right(geometry: Geometry) -> int | None:
     return 2 - across
 
 
-class _Pool:
-    """Gathers a bounded number of voxels per case, so that a large data set needs no large memory."""
+class _Sample:
+    """A fair draw of the voxels of all cases, of bounded size however many cases there are."""
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
-        self.foreground_low, self.foreground_high = np.inf, -np.inf
-        self.all: list[np.ndarray] = []
-        self.foreground: list[np.ndarray] = []
+        self.parts: list[np.ndarray] = []
+        self.size, self.halvings = 0, 0
+        self.rng = np.random.Generator(np.random.PCG64(0))
+
+    def add(self, values: np.ndarray) -> None:
+        """The values (n,) of one case, n > 0."""
+        self.low, self.high = min(self.low, values.min()), max(self.high, values.max())
+        some = values.copy()
+        if len(values) > _VOXELS_PER_CASE:
+            picked = np.random.Generator(np.random.PCG64(0)).integers(0, len(values), _VOXELS_PER_CASE)
+            some = values[picked]
+        for _ in range(self.halvings):
+            some = self._half(some)
+        self.parts.append(some)
+        self.size += len(some)
+        if self.size > _VOXELS:
+            self.parts = [self._half(part) for part in self.parts]
+            self.size = sum(map(len, self.parts))
+            self.halvings += 1
+
+    def _half(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(values[self.rng.random(len(values)) < 0.5])
+
+    def facts(self) -> Intensity:
+        values = np.concatenate(self.parts).astype(np.float64)
+        p00_5, median, p99_5 = (float(v) for v in np.percentile(values, [0.5, 50, 99.5]))
+        return Intensity(
+            minimum=float(self.low),
+            p00_5=p00_5,
+            median=median,
+            p99_5=p99_5,
+            maximum=float(self.high),
+            mean=float(values.mean()),
+            std=float(values.std()),
+        )
+
+
+class _Pool:
+    """One channel: all of its voxels, and those labelled as foreground."""
+
+    def __init__(self) -> None:
+        self.all, self.foreground = _Sample(), _Sample()
 
     def add(self, channel: np.ndarray, foreground: np.ndarray | None) -> None:
         channel = finite(channel)
-        self.low, self.high = min(self.low, channel.min()), max(self.high, channel.max())
-        self.all.append(_some(channel.ravel()))
+        self.all.add(channel.ravel())
         if foreground is not None and foreground.any():
-            inside = channel[foreground]
-            self.foreground_low = min(self.foreground_low, inside.min())
-            self.foreground_high = max(self.foreground_high, inside.max())
-            self.foreground.append(_some(inside))
+            self.foreground.add(channel[foreground])
 
     def facts(self, name: str) -> ChannelFacts:
-        every = _summary(self.all, self.low, self.high)
-        inside = (
-            _summary(self.foreground, self.foreground_low, self.foreground_high) if self.foreground else None
-        )
-        return ChannelFacts(name=name, all=every, foreground=inside)
-
-
-def _some(values: np.ndarray) -> np.ndarray:
-    some: np.ndarray = values.copy()
-    if len(values) > _VOXELS_PER_CASE:
-        picked = np.random.Generator(np.random.PCG64(0)).integers(0, len(values), _VOXELS_PER_CASE)
-        some = values[picked]
-    return some
-
-
-def _summary(parts: list[np.ndarray], low: float, high: float) -> Intensity:
-    values = np.concatenate(parts).astype(np.float64)
-    p00_5, median, p99_5 = (float(v) for v in np.percentile(values, [0.5, 50, 99.5]))
-    return Intensity(
-        minimum=float(low),
-        p00_5=p00_5,
-        median=median,
-        p99_5=p99_5,
-        maximum=float(high),
-        mean=float(values.mean()),
-        std=float(values.std()),
-    )
+        inside = self.foreground.facts() if self.foreground.parts else None
+        return ChannelFacts(name=name, all=self.all.facts(), foreground=inside)

@@ -98,7 +98,7 @@ def _require_room(files: Iterable[Path], copy: Path) -> None:
     needed, free = sum(file.stat().st_size for file in files), shutil.disk_usage(copy).free
     if needed > free:
         fact = f"the copy needs {needed:,} bytes, {free:,} are free"
-        raise ResourceError(fact, copy.parents[1], "choose another disk")
+        raise ResourceError(fact, copy.parent, "choose another disk")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -54,7 +54,7 @@ def _detect_json(root: Path) -> str | None:
     listed = load_json(root / DATASET_NAME).get("training")
     if isinstance(listed, list) and listed:
         image = listed[0].get("image") if isinstance(listed[0], dict) else None
-        numbered = image and list((root / "imagesTr").glob(f"{stem_of(image)}_0000.*"))
+        numbered = isinstance(image, str) and list((root / "imagesTr").glob(f"{stem_of(image)}_0000.*"))
         return "nnunet" if numbered else "msd"
     if (root / "imagesTr").is_dir():
         return "nnunet"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maskmend import pseudonyms
 from maskmend.data.case import Case
+from maskmend.data.dicom import is_series
 from maskmend.data.formats import stem_of
 from maskmend.data.layouts import Found
 from maskmend.errors import DataError, UsageError
@@ -124,6 +125,10 @@ def _existing(path: Path, name: str, where: str) -> Path:
     file = path.parent / name
     if not os.path.exists(file):  # False, too, for a name that no file system takes
         raise DataError(f"the file {name} does not exist", where, "paths are relative to the CSV file")
+    if file.is_dir() and not is_series(file):
+        raise DataError(
+            f"the folder {name} holds no DICOM file", where, "name a file, or the folder of a series"
+        )
     return file
 
 

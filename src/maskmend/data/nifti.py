@@ -79,13 +79,13 @@ def _parsed(head: bytes, path: Path) -> Any:
     from nibabel import Nifti1Header, Nifti2Header
     from nibabel.spatialimages import HeaderDataError
 
-    if len(head) < 348:
+    kind: Any = Nifti2Header if head[4:7] == b"n+2" else Nifti1Header
+    if len(head) < kind.template_dtype.itemsize:
         raise DataError(
             f"ends early: {len(head)} bytes hold no NIfTI header", path, "copy it again from its source"
         )
     if head[344:347] != b"n+1" and head[4:7] != b"n+2":
         raise DataError("holds no single-file NIfTI volume", path, "export it again as .nii.gz")
-    kind: Any = Nifti2Header if head[4:7] == b"n+2" else Nifti1Header
     try:
         parsed = kind.from_fileobj(io.BytesIO(head[: kind.template_dtype.itemsize]), check=False)
         parsed.get_data_dtype()

@@ -23,6 +23,9 @@ _LOW_BITS = {
 
 
 _MOST_DEFLATED = 1032  # bytes that deflate can make of one
+_MOST_PIXELS = (
+    2048  # pixels of a JPEG in one byte: a block of 64 takes a bit at least, and may stand for more, coarsely
+)
 
 
 def read_header(path: Path, limits: Limits) -> Header:
@@ -48,6 +51,8 @@ def read(path: Path, limits: Limits, *, indices: bool = False) -> tuple[np.ndarr
         header = _raster_header(image, path, limits)
         if suffix_of(path) == ".png":
             _verify_png(path)
+        if suffix_of(path) in (".jpg", ".jpeg"):
+            _verify_jpeg(path, *image.size)
         stretch = _LOW_BITS.get(str(image.tile[0][3]) if image.tile else "", 1)
         pixels = np.asarray(_unified(ImageOps.exif_transpose(image), indices))
     if stretch > 1:
@@ -128,9 +133,19 @@ def _verify_png(path: Path) -> None:
         start = end + 4
     width, height, depth = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), data[24]
     if packed * _MOST_DEFLATED < width * height * depth // 8:  # Pillow would fill in the rest, for minutes
-        raise DataError(
-            f"ends early: {packed:,} bytes cannot hold {width} x {height} pixels", path, "export it again"
-        )
+        raise _too_short(path, packed, width, height)
+
+
+def _verify_jpeg(path: Path, width: int, height: int) -> None:
+    """Pillow makes room for all pixels before it finds that there are none."""
+    size = path.stat().st_size
+    if size * _MOST_PIXELS < width * height:
+        raise _too_short(path, size, width, height)
+
+
+def _too_short(path: Path, size: int, width: int, height: int) -> DataError:
+    fact = f"ends early: {size:,} bytes cannot hold {width} x {height} pixels"
+    return DataError(fact, path, "export it again")
 
 
 def _raster_header(image: Any, path: Path, limits: Limits) -> Header:
