@@ -286,7 +286,7 @@ def audit(
     if sys.stderr.isatty():
         from maskmend.audit.overview import worst_table
 
-        _print_rich(worst_table(answer["records"]), stderr=True)
+        _print_rich(worst_table(answer["records"], not answer["facts"].get("warning")), stderr=True)
     _print_json(answer) if as_json else print(answer["report"] or answer["table"])
 
 

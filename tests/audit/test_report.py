@@ -20,6 +20,7 @@ from maskmend.audit import figures, thumbs
 from maskmend.audit.files import by_id, case_files
 from maskmend.audit.record import CaseRecord, ClassRecord, ComponentRecord, StructureFinding
 from maskmend.audit.report import write_audit_report
+from maskmend.audit.selfcheck import weakness
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import write_image, write_label
 from maskmend.errors import UsageError
@@ -172,6 +173,21 @@ def test_pictures_are_drawn_once_and_again_when_something_changed(tmp_path, monk
     assert second != first
 
 
+@pytest.mark.parametrize(("level", "bright"), [(0, False), (1, False), (255, True)])
+def test_a_map_of_hardly_any_noise_is_not_drawn_as_the_worst(tmp_path, level, bright):
+    """1 of 255 is not the probability 1, even where the map holds nothing above it."""
+    case = disk_case(tmp_path, "p1", (24, 30))
+    noise = np.full((1, 24, 30), level, np.uint8)
+    write_image(tmp_path / "noise" / "p1.png", noise, Geometry((24, 30), (1.0, 1.0)))
+    told = record("p1", noise_map="noise/p1.png")
+    files = case_files(told, tmp_path, by_id(dataset(tmp_path, case)))
+    one = thumbs.draw_case(told, files, tmp_path, LABELS, 60_000)
+    assert one.path is not None
+    pixels = np.asarray(Image.open(one.path)).astype(int)
+    image, heat = pixels[:, : one.tile], pixels[:, -one.tile :]
+    assert (np.abs(image - heat).mean() > 20) == bright
+
+
 def test_few_pictures_lie_in_the_page_and_many_beside_it(tmp_path, monkeypatch):
     case = disk_case(tmp_path, "p1", (24, 30))
     page = Page(write_audit_report(tmp_path, dataset(tmp_path, case), [record("p1")], {}).read_text("utf-8"))
@@ -297,6 +313,28 @@ def test_what_the_audit_knows_of_itself_is_told(tmp_path):
         assert text in page.text
     assert "probabilities" not in page.text.split("How this audit was made")[1]
     assert "Remark: fits case b." in page.data["records"][0]["summary"]
+
+
+def test_models_that_fail_their_exam_give_an_order_and_no_number(tmp_path):
+    check = {"masks": 140, "auroc": 0.71}
+    assert weakness({"auroc": 0.81}) == ""
+    assert "could be examined" in weakness({})
+    facts = {
+        "flawed": {"expected": 0.4, "low": 0, "high": 1},
+        "wrong_share": 0.001,
+        "warning": weakness(check),
+    }
+    facts["in_sample"] = True
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path), [record("a")], facts).read_text("utf-8"))
+    for text in (
+        "too weak to count errors",
+        "in 71 % of pairs only",
+        "not known",
+        "has learnt from these masks",
+    ):
+        assert text in page.text
+    for text in ("are expected to have an error", "0.1 %", "90 % interval 0 to 1"):
+        assert text not in page.text
 
 
 def test_confusion_is_shown_in_shares_of_the_given_class(tmp_path):

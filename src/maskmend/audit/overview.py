@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def worst_table(records: Sequence[Mapping[str, Any]], shown: int = 10) -> Table:
-    """The first `shown` records (plain values, worst first)."""
+def worst_table(records: Sequence[Mapping[str, Any]], counted: bool = True, shown: int = 10) -> Table:
+    """The first `shown` records (plain values, worst first); `counted`: how many are flawed can be said."""
     from rich.table import Table
 
     flawed = sum(float(record["flawed"]) for record in records)
     title = f"{len(records)} masks, about {flawed:.0f} of them with an error worth mending"
+    title = title if counted else f"{len(records)} masks, the likeliest to be flawed first"
     table = Table(title=title, title_justify="left")
     table.add_column("case")
     for name in ("flawed", "est. Dice", "90 % interval", "wrong voxels"):

@@ -46,9 +46,10 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
         facts: all optional. "title"; "notes": sentences for the top; "flawed": {"expected", "low", "high"} cases;
             "noise_rate": {"estimate", "low", "high"} or a number (or "wrong_share"), instead of what the records add up
             to; "confusion": {given class: {true class: expected voxels}}; "class_noise": {class: {"wrong_of_given",
-            "missing_of_true"}}; "check": the audit's exam, see `selfcheck.SelfCheck.facts`; "in_sample": the model has
-            seen these masks; "sections": further `maskmend.report.Section`s, e.g. `RaterReport.sections()`; "settings":
-            text or mapping, shown folded. Other plain values make the table of how the audit was made.
+            "missing_of_true"}}; "check": the audit's exam, see `selfcheck.SelfCheck.facts`; "warning": why counts are
+            not to be believed, they are then left out; "in_sample": the model has seen these masks; "sections": further
+            `maskmend.report.Section`s, e.g. `RaterReport.sections()`; "settings": text or mapping, shown folded. Other
+            plain values make the table of how the audit was made.
     """
     found = figures.groups(records)
     ends = [
@@ -77,21 +78,23 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
 
 
 def _lead(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]) -> list[str]:
-    lead = f"About {_flawed(records, facts)[0]} of {len(records)} masks are expected to have an error worth mending."
+    lead = [str(facts.get("warning") or _expected(records, curve, facts))]
+    if facts.get("in_sample"):
+        lead.append("The model that judges has learnt from these masks: it excuses errors that it has seen.")
+    return lead
+
+
+def _expected(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]) -> str:
+    text = f"About {_flawed(records, facts)[0]} of {len(records)} masks are expected to have an error worth mending."
     steps = figures.budget_steps(curve)
     if curve[-1] > 0 and steps:
         count, share = steps[1] if len(steps) > 1 else steps[0]
         what = "the worst one" if count == 1 else f"the worst {count}"
-        lead += (
+        text += (
             f" Re-drawing {what} ({100 * count / len(records):.0f} % of the cases) is expected to remove "
             f"{100 * share:.0f} % of the wrong voxels."
         )
-    if facts.get("in_sample"):
-        return [
-            lead,
-            "The model that judges has learnt from these masks: it excuses errors that it has seen.",
-        ]
-    return [lead]
+    return text
 
 
 def _flawed(records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -108,10 +111,13 @@ def _tiles(
     low, middle, high = figures.spread_of(records, lambda record: record.quality)
     rate, interval = _rate(records, facts.get("noise_rate", facts.get("wrong_share")))
     flawed, between = _flawed(records, facts)
-    tiles = [
-        (f"{len(records):,}", "masks looked at"),
+    counted = [
         (flawed, f"expected to have an error worth mending{between}"),
         (rate, f"of the foreground is expected to be wrong{interval}"),
+    ]
+    tiles = [
+        (f"{len(records):,}", "masks looked at"),
+        *([("not known", "how many have an error")] if facts.get("warning") else counted),
         (f"{middle:.2f}", f"median estimated Dice; eight in ten masks lie between {low:.2f} and {high:.2f}"),
     ]
     half = int(np.searchsorted(curve, 0.5)) if curve[-1] > 0 else 0
@@ -222,7 +228,7 @@ def _number(value: float | None) -> str:
 
 
 _SHOWN_ELSEWHERE = (
-    "title", "noise_rate", "wrong_share", "confusion", "notes", "sections", "settings", "flawed", "check",
+    "title", "noise_rate", "wrong_share", "confusion", "notes", "sections", "settings", "flawed", "check", "warning",
     "class_noise", "in_sample", "maskmend",
 )  # fmt: skip
 

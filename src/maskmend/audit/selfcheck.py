@@ -6,7 +6,7 @@ interval. It is an exam on made-up errors: those of people may be harder or easi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ CASES = 100
 PER_CASE = 2
 LEVEL = 0.9
 NEIGHBOURS = 40
+WEAK = 0.8
+"""AUROC of the exam below which the audit's counts are not believed: models that cannot tell made-up errors from sound
+masks find none anywhere, and so report none."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,22 @@ class SelfCheck:
     def _weights(self) -> np.ndarray:
         sound = np.array([one.true_kind == "sound" for one in self.answers])
         return np.where(sound, (1 - self.rate) / max(sound.sum(), 1), self.rate / max((~sound).sum(), 1))
+
+
+def weakness(check: Mapping[str, Any]) -> str:
+    """A warning where the exam (`SelfCheck.facts`) went badly or could not be held, else nothing."""
+    if not check:
+        return (
+            "Too few masks could be examined to say how far these figures can be trusted: take the order of cases as a "
+            "hint, not their number."
+        )
+    if check["auroc"] >= WEAK:
+        return ""
+    return (
+        f"The models are too weak to count errors: a flawed mask made on purpose ranks above a sound one in "
+        f"{100 * check['auroc']:.0f} % of pairs only (50 % is chance). Take the order of cases as a hint, not their "
+        f"number, and train better: train.steps, audit.folds, more cases."
+    )
 
 
 def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:

@@ -34,7 +34,7 @@ from maskmend.overlay import (
 )
 
 FOLDER = "thumbs"
-VERSION = 4  # of the drawing; another number redraws all
+VERSION = 5  # of the drawing; another number redraws all
 COLUMNS = ("image", "given outline", "suggested outline", "noise map")
 TOTAL_BYTES = 45_000_000
 """Of all pictures together."""
@@ -155,7 +155,7 @@ def _place(record: CaseRecord) -> tuple[int, ...] | None:
 
 
 def _picture(record: CaseRecord, files: CaseFiles, classes: Mapping[str, int], size: int) -> np.ndarray:
-    from maskmend.data.images import read_image, read_label
+    from maskmend.data.images import read_header, read_image, read_label
 
     masks = {}
     geometry = None
@@ -164,7 +164,9 @@ def _picture(record: CaseRecord, files: CaseFiles, classes: Mapping[str, int], s
             masks[name], geometry = read_label(path)
     heat = None
     if files.noise_map is not None and files.noise_map.is_file():
-        heat = _scaled(read_image(files.noise_map)[0][0])
+        heat = read_image(files.noise_map)[0][0]
+        if np.dtype(read_header(files.noise_map).dtype).kind in "iu":  # stored in integers, 255 stands for 1
+            heat = heat / 255
     if files.images:
         image, geometry = read_image(files.images)
     elif geometry is None:
@@ -178,11 +180,6 @@ def _picture(record: CaseRecord, files: CaseFiles, classes: Mapping[str, int], s
     spacing = record.spacing_mm or geometry.spacing_mm
     planes = sections(displayed(image), masks, heat, place, spacing, geometry.affine)
     return mosaic([_row(one, classes, size) for one in planes])
-
-
-def _scaled(heat: np.ndarray) -> np.ndarray:
-    """A noise map in [0, 1]; one stored in integers has 255 for 1."""
-    return heat / 255 if np.nanmax(heat, initial=0) > 1 else heat
 
 
 def _middle(*maps: np.ndarray | None, shape: tuple[int, ...]) -> tuple[int, ...]:
