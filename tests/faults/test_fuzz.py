@@ -15,7 +15,11 @@ if sys.platform != "linux":
     pytest.skip("children are forked and measured through /proc", allow_module_level=True)
 
 FUZZ = Path(__file__).with_name("fuzz.py")
-KINDS = 18
+NAMES = (
+    ".nii", ".nii.gz", ".nrrd", ".mha", ".png", ".jpg", ".bmp", ".tif", ".dcm", "dataset.json", "maskmend.json",
+    "manifest.csv", "config.yaml", "noise.yaml", "run.json", "plan.json", "fingerprint.json", "model.safetensors",
+)  # fmt: skip
+KINDS = len(NAMES)
 
 
 def _run(*words: str, seconds: int) -> dict[str, Any]:
@@ -50,6 +54,38 @@ def test_four_hundred_inputs():
 @pytest.mark.faults
 def test_twenty_thousand_inputs():
     _sound(_run("--count", "20000", "--first", "1000", seconds=6 * 3600), 20_000)
+
+
+def _guided(kind: str, runs: int, keep: Path) -> str:
+    """What atheris says of a run that found nothing."""
+    pytest.importorskip("atheris", reason="coverage-guided fuzzing needs atheris (Linux, Python up to 3.13)")
+    words = [
+        sys.executable,
+        str(FUZZ.with_name("fuzz_guided.py")),
+        kind,
+        "--runs",
+        str(runs),
+        "--keep",
+        str(keep),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, (
+        f"{[one.name for one in keep.iterdir()]}: {(done.stdout + done.stderr)[-3000:]}"
+    )
+    assert f"number_of_executed_units: {runs}" in done.stderr
+    return done.stderr
+
+
+def test_three_hundred_guided_inputs(tmp_path):
+    said = _guided("dataset.json", 300, tmp_path)
+    new = int(said.split("new_units_added:")[1].split()[0])
+    assert new > 0, "no branch of the readers was seen to be new: nothing is instrumented"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", NAMES)
+def test_two_thousand_guided_inputs(kind, tmp_path):
+    _guided(kind, 2000, tmp_path)
 
 
 FAULTS = {
