@@ -161,6 +161,23 @@ def test_killed_at_the_very_end_nothing_stays_beside_a_new_copy(fork, monkeypatc
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+def test_every_file_is_on_the_disk_before_the_copy_is_there(monkeypatch, verb, tmp_path):
+    call, out, flushed = verb[0], tmp_path / "place" / "out", []
+    original = atomic.to_disk
+
+    def noted(path):
+        if path.is_file():
+            assert not out.exists()
+            flushed.append(path.name)
+        original(path)
+
+    monkeypatch.setattr(atomic, "to_disk", noted)
+    assert call(out) == 0
+    written = {path.name for path in out.rglob("*") if path.is_file() and path.stat().st_nlink == 1}
+    assert written
+    assert written - {path.name for path in out.rglob("*") if path.is_symlink()} <= set(flushed)
+
+
 def test_what_may_not_be_deleted_stops_nobody(fork, monkeypatch, tmp_path):
     """In a folder that is everyone's lies what another user's killed call left."""
     dead = fork(lambda: 0)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -67,6 +68,15 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def _files_to_disk(folder: Path) -> None:
+    """Flush every file below a folder; many at a time, which a disk does about ten times faster than one by one."""
+    walked = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    # What is linked was there before.
+    written = [path for path in walked if not path.is_symlink() and path.stat().st_nlink == 1]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(to_disk, written))
+
+
 @contextmanager
 def atomic_folder(out: Path, check: Callable[[], object]) -> Iterator[Path]:
     """A folder beside `out` that takes its place when all went well: half a result is never seen.
@@ -92,15 +102,10 @@ def atomic_folder(out: Path, check: Callable[[], object]) -> Iterator[Path]:
         yield folder
         check()
         with explained(out):
-            if hasattr(
-                os, "sync"
-            ):  # one call for all files: a power cut must not leave a complete folder of empty ones
-                os.sync()
+            _files_to_disk(folder)
             if out.exists():
                 out.rename(old)
-            folder.rename(
-                out
-            )  # where nothing is replaced, what remains is nothing: a kill leaves nothing behind
+            folder.rename(out)  # where nothing was replaced, a kill from here on leaves nothing behind
             to_disk(out.parent)
     finally:
         for left in (folder, old):
