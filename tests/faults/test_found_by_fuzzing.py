@@ -258,6 +258,34 @@ def test_a_cell_that_names_a_folder_of_something_else(pair):
         find_cases(pair / "table.csv")
 
 
+def test_tiff_of_one_strip_that_claims_a_million(tmp_path):
+    """tifffile filled in what was not there, strip by strip, for half a minute."""
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "long.tif"
+    tifffile.imwrite(path, np.eye(12, 10, dtype=np.uint8), photometric="minisblack", rowsperstrip=12)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[0].tags["ImageLength"]
+    data[tag.offset + 8 : tag.offset + 12] = (2**24).to_bytes(4, "little")
+    path.write_bytes(data)
+    for read in (read_header, read_image):
+        with pytest.raises(DataError, match=r"long\.tif: ends early: it holds 1 of [\d,]+ strips"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"tile": (16, 16)}, {"rowsperstrip": 5}, {"planarconfig": "separate"}], ids=str
+)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_sound_tiffs_hold_all_their_parts(tmp_path, how, compression):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 33, 27), np.uint8)
+    path = tmp_path / "sound.tif"
+    colours = pixels if "planarconfig" in how else np.moveaxis(pixels, 0, -1)
+    tifffile.imwrite(path, colours, photometric="rgb", compression=compression, **how)
+    np.testing.assert_array_equal(read_image(path)[0], pixels)
+
+
 def test_tiff_without_pixels(tmp_path):
     """A page that claims pixels and holds none came through as an array of no channels."""
     tifffile = pytest.importorskip("tifffile")
