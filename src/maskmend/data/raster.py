@@ -23,9 +23,9 @@ _LOW_BITS = {
 
 
 _MOST_DEFLATED = 1032  # bytes that deflate can make of one
-_MOST_PIXELS = (
-    2048  # pixels of a JPEG in one byte: a block of 64 takes a bit at least, and may stand for more, coarsely
-)
+_MOST_PACKED = 1 << 16  # bytes that any compression of TIFF makes of one
+# Pixels of a JPEG in one byte: a block of 64 takes a bit at least, and may stand for more, coarsely.
+_MOST_PIXELS = 2048
 
 
 def read_header(path: Path, limits: Limits) -> Header:
@@ -207,6 +207,11 @@ def _complete(file: Any, path: Path) -> None:
             raise DataError(
                 f"ends early: it holds {there:,} of {claimed:,} strips or tiles", path, "export it again"
             )
+        key = page.keyframe
+        bits = key.bitspersample if isinstance(key.bitspersample, int) else min(key.bitspersample)
+        packed = 1 if int(key.compression) == 1 else _MOST_PACKED
+        if size * packed < prod(page.shape) * bits // 8:
+            raise _too_short(path, size, *page.shape[1::-1])
         ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)]
         if ends and max(ends) > size:
             raise DataError(
