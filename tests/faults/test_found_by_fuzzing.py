@@ -286,6 +286,47 @@ def test_sound_tiffs_hold_all_their_parts(tmp_path, how, compression):
     np.testing.assert_array_equal(read_image(path)[0], pixels)
 
 
+def test_tiff_that_is_shorter_than_its_pixels(tmp_path):
+    """Without the sizes of its strips, tifffile made up 160 MiB of pixels from a file of 400 bytes."""
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "flat.tif"
+    tifffile.imwrite(path, np.eye(12, 10, dtype=np.uint8), photometric="minisblack", rowsperstrip=12)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        names = ("ImageLength", "StripByteCounts", "RowsPerStrip")
+        length, sizes, rows = (file.pages[0].tags[name].offset for name in names)
+    data[length + 8 : length + 12] = (2**24).to_bytes(4, "little")
+    for tag in (sizes, rows):  # other names: they are not there
+        data[tag : tag + 2] = (60000).to_bytes(2, "little")
+    path.write_bytes(data)
+    for read in (read_header, read_image):
+        with pytest.raises(DataError, match=r"flat\.tif: ends early: [\d,]+ bytes cannot hold 10 x 16777216"):
+            read(path)
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "BigTIFF"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_whose_pages_point_in_a_circle(tmp_path, big, order):
+    """tifffile followed two pages that pointed at each other for ever."""
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "round.tif"
+    volume = np.random.default_rng(0).integers(0, 255, (3, 12, 10), np.uint8)
+    tifffile.imwrite(path, volume, photometric="minisblack", bigtiff=big, byteorder=order, metadata=None)
+    np.testing.assert_array_equal(read_image(path)[0][0], volume)
+    with tifffile.TiffFile(path) as file:
+        assert len(file.pages) == 3
+        first, second = file.pages[0].offset, file.pages[1].offset
+    data, wide = bytearray(path.read_bytes()), 8 if big else 4
+    word = "little" if order == "<" else "big"
+    counted, tag = (8, 20) if big else (2, 12)
+    end = second + counted + tag * int.from_bytes(data[second : second + counted], word)
+    data[end : end + wide] = first.to_bytes(wide, word)
+    path.write_bytes(data)
+    for read in (read_header, read_image):
+        with pytest.raises(DataError, match=r"round\.tif: has pages that point in a circle"):
+            read(path)
+
+
 def test_tiff_without_pixels(tmp_path):
     """A page that claims pixels and holds none came through as an array of no channels."""
     tifffile = pytest.importorskip("tifffile")

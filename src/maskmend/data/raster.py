@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ _LOW_BITS = {
 
 _MOST_DEFLATED = 1032  # bytes that deflate can make of one
 _MOST_PACKED = 1 << 16  # bytes that any compression of TIFF makes of one
+_LEAST_PAGE = 30  # bytes of a page of TIFF: two tags, its size
 # Pixels of a JPEG in one byte: a block of 64 takes a bit at least, and may stand for more, coarsely.
 _MOST_PIXELS = 2048
 
@@ -185,6 +186,7 @@ def _tiff(path: Path) -> Iterator[Any]:
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its complaints come back as our errors
     try:
+        _walk_pages(path)
         with tifffile.TiffFile(path) as file:
             _complete(file, path)
             yield file
@@ -192,6 +194,27 @@ def _tiff(path: Path) -> Iterator[Any]:
         raise
     except Exception as error:  # tifffile raises many kinds for a damaged file
         raise _damaged(error, path) from error
+
+
+def _walk_pages(path: Path) -> None:
+    """Follow the chain of pages: tifffile would go round a circle for ever."""
+    size = path.stat().st_size
+    seen: set[int] = set()
+    with path.open("rb") as file:
+        head = file.read(16)
+        order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+        big = int.from_bytes(head[2:4], order) == 43
+        wide, counted, tag = (
+            (8, 8, 20) if big else (4, 2, 12)
+        )  # bytes of an offset, of a page's count, of a tag
+        at = int.from_bytes(head[8:16] if big else head[4:8], order)
+        while 0 < at < size:
+            if at in seen or (len(seen) + 1) * _LEAST_PAGE > size:
+                raise DataError("has pages that point in a circle", path, "export it again")
+            seen.add(at)
+            file.seek(at)
+            file.seek(at + counted + tag * int.from_bytes(file.read(counted), order))
+            at = int.from_bytes(file.read(wide), order)
 
 
 def _complete(file: Any, path: Path) -> None:
