@@ -122,21 +122,21 @@ def _lead(summary: Mapping[str, Any], compared: Comparison) -> list[str]:
     lead = []
     if len(ranks) > 1 and compared.ranked:
         best = next(iter(ranks))
-        over = counted(compared.ranked, "condition")
+        over = table.counted(compared.ranked, "condition")
         told = f"Best mean rank: {best}, {ranks[best]:.2f} of {len(ranks)} methods over {over}"
         same = [name for name in ranks if name != best and ranks[name] - ranks[best] <= compared.critical]
         if same and compared.critical == compared.critical:
             told += f"; not told apart from {len(same)} of the others at the 5 % level"
         lead += [f"{told}.", _against_baseline(compared)]
     if summary["failed"] or summary["missing"]:
-        failed = counted(summary["failed"], "failed run")
+        failed = table.counted(summary["failed"], "failed run")
         lead.append(f"{failed} and {summary['missing']} missing of {summary['runs']}.")
     if changed := summary["code_changed_for"]:
         lead.append(
             f"maskmend's code changed between runs of {', '.join(changed)}: they may not be comparable; a new output"
             " folder does all runs again."
         )
-    return lead or [f"{summary['done']} of {counted(summary['runs'], 'run')} are done."]
+    return lead or [f"{summary['done']} of {table.counted(summary['runs'], 'run')} are done."]
 
 
 def _against_baseline(compared: Comparison) -> str:
@@ -151,13 +151,10 @@ def _against_baseline(compared: Comparison) -> str:
         return f"{text[0].upper()}{text[1:]} (p < 0.05 over all conditions, corrected)."
     tests = sum(one.test is not None for one in compared.totals)
     least = min(1.0, tests * 2.0 ** (1 - compared.ranked))
-    few = f", nor could one with {counted(compared.ranked, 'condition')}: p cannot fall below {least:.2g}"
+    few = (
+        f", nor could one with {table.counted(compared.ranked, 'condition')}: p cannot fall below {least:.2g}"
+    )
     return f"No method differs from {compared.baseline} at the 5 % level{few if least >= 0.05 else ''}."
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun, in the plural where it belongs."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _sections(
@@ -219,7 +216,7 @@ def _failures(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
 def _how(summary: Mapping[str, Any]) -> list[str]:
     last = summary["last_call"]
     texts = [
-        f"{counted(summary['done'], 'run')}, {summary['computing_hours']:.2f} hours of computing, "
+        f"{table.counted(summary['done'], 'run')}, {summary['computing_hours']:.2f} hours of computing, "
         f"maskmend {', '.join(summary['versions']) or summary['maskmend']}; {'; '.join(summary['machines'])}.",
         "Every method gets the same cases, masks, network, steps and schedule; seeds decide the division of the cases,"
         " the flaws, the initial weights and the order of patches. Scores are those of the last step: nothing is"
@@ -227,8 +224,8 @@ def _how(summary: Mapping[str, Any]) -> list[str]:
     ]
     if last["runs_per_hour"]:
         texts.append(
-            f"The last call did {counted(last['runs'], 'run')} in {clock(last['seconds'])} with "
-            f"{counted(last['workers'], 'worker')}: {last['runs_per_hour']:g} runs per hour."
+            f"The last call did {table.counted(last['runs'], 'run')} in {clock(last['seconds'])} with "
+            f"{table.counted(last['workers'], 'worker')}: {last['runs_per_hour']:g} runs per hour."
         )
     return texts
 
@@ -249,7 +246,7 @@ def _markdown(title: str, lead: Sequence[str], sections: Sequence[Section]) -> s
 
 def _latex(compared: Comparison) -> str:
     over = (
-        f"Means over {counted(compared.ranked, 'condition')} with flawed masks. p: Wilcoxon's signed-rank test over"
+        f"Means over {table.counted(compared.ranked, 'condition')} with flawed masks. p: Wilcoxon's signed-rank test over"
         " conditions, Holm-corrected. Recovered: share of the gap to training on true masks. Time: of training,"
         " relative."
     )

@@ -37,10 +37,15 @@ def _overall_row(total: Total, baseline: str) -> list[str]:
     ]
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it belongs."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _overall_note(compared: Comparison) -> str:
     smallest = 2.0 ** (1 - compared.ranked) if compared.ranked else 1.0
     parts = [
-        f"Means over {compared.ranked} conditions with flawed masks; rank 1 is best."
+        f"Means over {counted(compared.ranked, 'condition')} with flawed masks; rank 1 is best."
         f" p: Wilcoxon's test with conditions as pairs, which cannot fall below {smallest:.2g}, after Holm's correction"
         " over the methods.",
         "Recovered: share of the distance from the baseline on flawed masks to the baseline on true ones.",
