@@ -246,8 +246,8 @@ def _markdown(title: str, lead: Sequence[str], sections: Sequence[Section]) -> s
 
 def _latex(compared: Comparison) -> str:
     over = (
-        f"Means over {table.counted(compared.ranked, 'condition')} with flawed masks. p: Wilcoxon's signed-rank test over"
-        " conditions, Holm-corrected. Recovered: share of the gap to training on true masks. Time: of training,"
+        f"Means over {table.counted(compared.ranked, 'condition')} with flawed masks. p: Wilcoxon's signed-rank test"
+        " over conditions, Holm-corrected. Recovered: share of the gap to training on true masks. Time: of training,"
         " relative."
     )
     within = (
