@@ -28,9 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before NumPy and torch: a fork has none of its parent's threads and waits for them
-)
+# Before NumPy and torch: a fork has none of its parent's threads and waits for them.
+os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzz_targets import KINDS, Target, input_of, silence

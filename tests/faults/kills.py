@@ -31,6 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# Before NumPy and torch: a fork has none of its parent's threads and waits for them.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import yaml
 
 SMALL = [

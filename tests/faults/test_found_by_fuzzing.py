@@ -258,16 +258,24 @@ def test_a_cell_that_names_a_folder_of_something_else(pair):
         find_cases(pair / "table.csv")
 
 
-def test_tiff_of_one_strip_that_claims_a_million(tmp_path):
-    """tifffile filled in what was not there, strip by strip, for half a minute."""
+def _claiming(path: Path, rows: int, without: tuple[str, ...] = ()) -> Path:
+    """A TIFF of 12 rows in one strip whose header claims `rows`, and has lost some tags: they have other numbers."""
     tifffile = pytest.importorskip("tifffile")
-    path = tmp_path / "long.tif"
     tifffile.imwrite(path, np.eye(12, 10, dtype=np.uint8), photometric="minisblack", rowsperstrip=12)
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as file:
-        tag = file.pages[0].tags["ImageLength"]
-    data[tag.offset + 8 : tag.offset + 12] = (2**24).to_bytes(4, "little")
+        places = {name: file.pages[0].tags[name].offset for name in ("ImageLength", *without)}
+    length = places.pop("ImageLength")
+    data[length + 8 : length + 12] = rows.to_bytes(4, "little")
+    for place in places.values():
+        data[place : place + 2] = (60000).to_bytes(2, "little")
     path.write_bytes(data)
+    return path
+
+
+def test_tiff_of_one_strip_that_claims_a_million(tmp_path):
+    """tifffile filled in what was not there, strip by strip, for half a minute."""
+    path = _claiming(tmp_path / "long.tif", rows=2**24)
     for read in (read_header, read_image):
         with pytest.raises(DataError, match=r"long\.tif: ends early: it holds 1 of [\d,]+ strips"):
             read(path)
@@ -288,17 +296,7 @@ def test_sound_tiffs_hold_all_their_parts(tmp_path, how, compression):
 
 def test_tiff_that_is_shorter_than_its_pixels(tmp_path):
     """Without the sizes of its strips, tifffile made up 160 MiB of pixels from a file of 400 bytes."""
-    tifffile = pytest.importorskip("tifffile")
-    path = tmp_path / "flat.tif"
-    tifffile.imwrite(path, np.eye(12, 10, dtype=np.uint8), photometric="minisblack", rowsperstrip=12)
-    data = bytearray(path.read_bytes())
-    with tifffile.TiffFile(path) as file:
-        names = ("ImageLength", "StripByteCounts", "RowsPerStrip")
-        length, sizes, rows = (file.pages[0].tags[name].offset for name in names)
-    data[length + 8 : length + 12] = (2**24).to_bytes(4, "little")
-    for tag in (sizes, rows):  # other names: they are not there
-        data[tag : tag + 2] = (60000).to_bytes(2, "little")
-    path.write_bytes(data)
+    path = _claiming(tmp_path / "flat.tif", rows=2**24, without=("StripByteCounts", "RowsPerStrip"))
     for read in (read_header, read_image):
         with pytest.raises(DataError, match=r"flat\.tif: ends early: [\d,]+ bytes cannot hold 10 x 16777216"):
             read(path)

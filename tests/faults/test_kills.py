@@ -31,7 +31,7 @@ def _trials(count: int, place: Path, seed: int) -> dict[str, dict[str, int]]:
     source = str(KILLS.parents[2] / "src")
     done = subprocess.run(
         words,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": source},
         capture_output=True,
         text=True,
     )

@@ -31,6 +31,12 @@ def verb(request, volumes: Path) -> tuple[Callable[[Path], int], object, str]:
     return lambda out: main(["check", str(volumes), "--fix", str(out)]), fixing, "_copy"
 
 
+def _wait_for(reached: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not reached.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def _stop_half_way(fork, monkeypatch, verb, out: Path):
     """A child that made a half-finished copy and waits."""
     call, module, name = verb
@@ -45,9 +51,7 @@ def _stop_half_way(fork, monkeypatch, verb, out: Path):
     with monkeypatch.context() as patch:
         patch.setattr(module, name, wait)
         child = fork(lambda: call(out))
-    deadline = time.monotonic() + 120
-    while not reached.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    _wait_for(reached)
     assert reached.exists(), child.said()
     reached.unlink()
     return child
@@ -97,9 +101,7 @@ def test_a_file_in_the_making_is_not_seen(fork, tmp_path):
         time.sleep(600)
 
     child = fork(lambda: atomic_write(path, half))
-    deadline = time.monotonic() + 120
-    while not reached.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    _wait_for(reached)
     reached.unlink()
     child.kill()
     assert child.wait() == -signal.SIGKILL
@@ -126,9 +128,7 @@ def test_an_earlier_copy_is_replaced_whole(fork, monkeypatch, snapshot, volumes,
     with monkeypatch.context() as patch:
         patch.setattr("maskmend.data.atomic.shutil.rmtree", deleted_in_part)
         child = fork(lambda: main(words))
-    deadline = time.monotonic() + 120
-    while not reached.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    _wait_for(reached)
     child.kill()
     assert child.wait() == -signal.SIGKILL
     assert shutil.rmtree is delete
@@ -152,9 +152,7 @@ def test_killed_at_the_very_end_nothing_stays_beside_a_new_copy(fork, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(atomic, "to_disk", wait)
         child = fork(lambda: call(out))
-    deadline = time.monotonic() + 120
-    while not reached.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    _wait_for(reached)
     assert reached.exists(), child.said()
     child.kill()
     assert child.wait() == -signal.SIGKILL

@@ -14,8 +14,12 @@ def worst_table(records: Sequence[Mapping[str, Any]], counted: bool = True, show
     from rich.table import Table
 
     flawed = sum(float(record["flawed"]) for record in records)
-    title = f"{len(records)} masks, about {flawed:.0f} of them with an error worth mending"
-    title = title if counted else f"{len(records)} masks, the likeliest to be flawed first"
+    told = (
+        f"about {flawed:.0f} of them with an error worth mending"
+        if counted
+        else "the likeliest to be flawed first"
+    )
+    title = f"{len(records)} masks, {told}"
     table = Table(title=title, title_justify="left")
     table.add_column("case")
     for name in ("flawed", "est. Dice", "90 % interval", "wrong voxels"):

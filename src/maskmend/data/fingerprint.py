@@ -215,10 +215,11 @@ class _Sample:
     def add(self, values: np.ndarray) -> None:
         """The values (n,) of one case, n > 0."""
         self.low, self.high = min(self.low, values.min()), max(self.high, values.max())
-        some = values.copy()
         if len(values) > _VOXELS_PER_CASE:
             picked = np.random.Generator(np.random.PCG64(0)).integers(0, len(values), _VOXELS_PER_CASE)
             some = values[picked]
+        else:
+            some = values.copy()
         for _ in range(self.halvings):
             some = self._half(some)
         self.parts.append(some)

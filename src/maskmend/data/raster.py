@@ -204,9 +204,8 @@ def _walk_pages(path: Path) -> None:
         head = file.read(16)
         order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
         big = int.from_bytes(head[2:4], order) == 43
-        wide, counted, tag = (
-            (8, 8, 20) if big else (4, 2, 12)
-        )  # bytes of an offset, of a page's count, of a tag
+        # Bytes of an offset, of a page's count, of a tag.
+        wide, counted, tag = (8, 8, 20) if big else (4, 2, 12)
         at = int.from_bytes(head[8:16] if big else head[4:8], order)
         while 0 < at < size:
             if at in seen or (len(seen) + 1) * _LEAST_PAGE > size:
