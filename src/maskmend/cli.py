@@ -6,35 +6,21 @@ stdout is data, stderr is messages. Exit codes: 0 ok, 1 our bug, 2 usage or conf
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import re
 import shlex
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maskmend.errors import REFUSED, Interrupted, ResourceError, UsageError, UserError
+from maskmend.answers import json_text, print_json, print_rich
+from maskmend.ending import ended
+from maskmend.errors import UsageError
+from maskmend.progress import counter, message
 
 if TYPE_CHECKING:
     from maskmend.config import Config
-
-_SMALLER = "smaller train.batch=, train.patch= or predict.batch=; `maskmend doctor` shows what there is"
-_ROOM = "free some space, then try again"
-_SCARCE = {
-    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
-    errno.ENOMEM: _SMALLER, errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers",
-    errno.EIO: "the disk or network drive gave an error: check it, then try again",
-    errno.ESTALE: "the network drive was lost: mount it again, then try again",
-}  # fmt: skip
 
 app = typer.Typer(
     help="Learn medical image segmentation from flawed masks, and find and mend the flaws.",
@@ -82,7 +68,7 @@ def demo(
     from maskmend.demo import demo as run_demo
 
     answer = run_demo(out, ndim=ndim, seeds=seeds, steps=steps, overwrite=overwrite)
-    _print_json(answer) if as_json else print(answer["report"])
+    print_json(answer) if as_json else print(answer["report"])
 
 
 @app.command()
@@ -106,17 +92,17 @@ def check(
         raise UsageError("a mended copy keeps the names of its files", "--fix, --phi-safe", "leave one out")
     _hide_names(phi_safe, None)
     options = _load(config, settings, "data")
-    with _counter("checking") as progress:
+    with counter("checking") as progress:
         result = checking.check(dataset, data=options.data, progress=progress)
     mended = checking.fix(result, fix) if fix else None
     if sheet and result.sheet(sheet):
-        _message(f"drew {sheet}")
+        message(f"drew {sheet}")
     if as_json:
-        _print_json(result.to_json() | ({"fix": mended} if mended is not None else {}))
+        print_json(result.to_json() | ({"fix": mended} if mended is not None else {}))
     else:
-        _print_rich(result.table())
+        print_rich(result.table())
     if fix:
-        _message(f"wrote {fix}; what was done is in {fix / 'fixes.json'}")
+        message(f"wrote {fix}; what was done is in {fix / 'fixes.json'}")
     raise typer.Exit(result.exit_code)
 
 
@@ -137,16 +123,16 @@ def train(
     _hide_names(phi_safe, out)
     stored = out / "config.yaml"
     options = _load(stored if resume and config is None and stored.is_file() else config, settings)
-    _message(dump(options).rstrip())
+    message(dump(options).rstrip())
     from maskmend.train.run import train as run_train
 
     run = run_train(dataset, out, options, resume=resume, overwrite=overwrite)
     from maskmend.report import run_report
 
-    _message(f"report: {run_report(run.folder)}")
-    _message(f"next: maskmend predict {shlex.quote(str(out))} IMAGES -o PREDICTIONS")
+    message(f"report: {run_report(run.folder)}")
+    message(f"next: maskmend predict {shlex.quote(str(out))} IMAGES -o PREDICTIONS")
     if as_json:
-        _print_json({"run": str(run.folder), "labels": run.labels, **run.facts})
+        print_json({"run": str(run.folder), "labels": run.labels, **run.facts})
     else:
         print(run.folder)
 
@@ -173,10 +159,10 @@ def predict(
     )
     from maskmend.predict.run import predict as run_predict
 
-    with _counter("predicting") as progress:
+    with counter("predicting") as progress:
         how: dict[str, Any] = {"overwrite": overwrite, "trust_code": trust_code, "progress": progress}
         files = run_predict(run, images, out, config=options, **how)
-    _print_json([str(file) for file in files]) if as_json else print(*files, sep="\n")
+    print_json([str(file) for file in files]) if as_json else print(*files, sep="\n")
 
 
 @app.command()
@@ -194,16 +180,16 @@ def evaluate(
     options = _load(config, settings, "evaluate", "data")
     from maskmend.evaluate.table import evaluate as run_evaluate
 
-    with _counter("scoring") as progress:
+    with counter("scoring") as progress:
         result = run_evaluate(predictions, references, config=options, progress=progress)
     if out:
         from maskmend.data.atomic import write_text
 
-        write_text(out, _json_text(result.to_json()))
+        write_text(out, json_text(result.to_json()))
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
-        _print_rich(result.to_table())
+        print_rich(result.to_table())
 
 
 @app.command()
@@ -236,7 +222,7 @@ def benchmark(
     answer = run_benchmark(
         config, out, data=data, overrides=settings or (), workers=workers, address=address, reuse=reuse or ()
     )
-    _print_json(answer) if as_json else print(answer["report"])
+    print_json(answer) if as_json else print(answer["report"])
 
 
 @app.command()
@@ -286,8 +272,8 @@ def audit(
     if sys.stderr.isatty():
         from maskmend.audit.overview import worst_table
 
-        _print_rich(worst_table(answer["records"], not answer["facts"].get("warning")), stderr=True)
-    _print_json(answer) if as_json else print(answer["report"] or answer["table"])
+        print_rich(worst_table(answer["records"], not answer["facts"].get("warning")), stderr=True)
+    print_json(answer) if as_json else print(answer["report"] or answer["table"])
 
 
 @app.command()
@@ -312,11 +298,11 @@ def screen(
     from maskmend.audit.screen import screen as run_screen
     from maskmend.data.atomic import write_text
 
-    with _counter("looking at outlines") as progress:
+    with counter("looking at outlines") as progress:
         answer = run_screen(dataset, options.data, mend=mend, progress=progress)
     if out:
         write_text(out, answer.to_csv())
-    _print_json(answer.to_json()) if as_json else _print_rich(answer.to_table())
+    print_json(answer.to_json()) if as_json else print_rich(answer.to_table())
 
 
 @app.command()
@@ -340,14 +326,14 @@ def raters(
     options = _load(config, settings, "data")
     from maskmend.audit.rater_verb import compare
 
-    with _counter("comparing raters") as progress:
+    with counter("comparing raters") as progress:
         answer = compare(
             dataset, out, options.data, consensus=consensus, overwrite=overwrite, progress=progress
         )
     if as_json:
-        _print_json(answer.facts)
+        print_json(answer.facts)
     else:
-        _print_rich(answer.report.to_table(), stderr=True)
+        print_rich(answer.report.to_table(), stderr=True)
         print(answer.page)
 
 
@@ -372,11 +358,11 @@ def methods(
     else:
         facts = [method_facts(known) for known in chosen]
     if as_json:
-        _print_json(facts[0] if name else facts)
+        print_json(facts[0] if name else facts)
     elif name:
         print(describe_method(name))
     else:
-        _print_rich(methods_table(facts))
+        print_rich(methods_table(facts))
 
 
 @app.command()
@@ -403,7 +389,7 @@ def corrupt(
 
     if listed:
         facts = list_presets()
-        _print_json(facts) if as_json else print("\n".join(f"{x['name']:<26}{x['summary']}" for x in facts))
+        print_json(facts) if as_json else print("\n".join(f"{x['name']:<26}{x['summary']}" for x in facts))
         return
     if dataset is None or out is None:
         raise UsageError("needs a data set and -o OUT", None, "see `maskmend corrupt --help`")
@@ -414,10 +400,10 @@ def corrupt(
         "classes": classes,
         "layered": layered,
     }
-    with _counter("flawing") as progress:
+    with counter("flawing") as progress:
         summary = run_corrupt(dataset, out, noise, rate, overwrite=overwrite, progress=progress, **how)
-    _message(describe(summary))
-    _print_json(summary) if as_json else print(out)
+    message(describe(summary))
+    print_json(summary) if as_json else print(out)
 
 
 @app.command()
@@ -426,7 +412,7 @@ def doctor(as_json: Json = False) -> None:
     from maskmend.doctor import describe, examine
 
     facts = examine()
-    _print_json(facts) if as_json else print(describe(facts))
+    print_json(facts) if as_json else print(describe(facts))
 
 
 @app.callback(invoke_without_command=True)
@@ -451,43 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; those of the process when None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        with _terminable():
-            code = _run(words)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # `maskmend check ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except UserError as error:
-        return _told(error)
-    except (KeyboardInterrupt, typer.Abort):
-        return _told(Interrupted("stopped", None, "the same command goes on (`train` with --resume)"))
-    except MemoryError as error:
-        return _told(ResourceError(f"not enough memory {error}".strip(), None, _SMALLER))
-    except Exception as error:
-        return _told(wrong) if (wrong := _known(error)) else _bug()
-    finally:
-        from maskmend.pseudonyms import stop
-
-        stop()
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Treat SIGTERM, by which clusters end a job, as Ctrl-C: every verb tidies up and says how to go on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return ended(lambda: _run(words))
 
 
 def _run(words: list[str]) -> int:
@@ -499,42 +449,6 @@ def _run(words: list[str]) -> int:
     except typer.Exit as ended:
         return ended.exit_code
     return 0
-
-
-def _known(error: Exception) -> UserError | None:
-    """The user's side of errors that other libraries raise, None for a bug of ours."""
-    if hasattr(error, "format_message"):  # click: unknown option, missing argument
-        return UsageError(str(error.format_message()), None, _help_hint(error))
-    if isinstance(error, OSError) and error.errno in _SCARCE:
-        return ResourceError(error.strerror or "too little room", error.filename, _SCARCE[error.errno])
-    if isinstance(error, OSError) and error.errno in REFUSED:
-        reason = "no permission" if isinstance(error, PermissionError) else error.strerror or "cannot be used"
-        return UsageError(reason, error.filename, "choose another place or change its rights")
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # PyTorch, in main memory
-        wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
-        size = f"; {int(wanted[1]):,} bytes were asked for at once" if wanted else ""
-        return ResourceError(f"not enough memory{size}", None, _SMALLER)
-    if type(error).__name__ == "OutOfMemoryError":
-        return ResourceError(str(error).splitlines()[0], "GPU", _SMALLER)
-    return None
-
-
-def _help_hint(error: Any) -> str:
-    verb = getattr(getattr(error, "ctx", None), "command_path", None) or "maskmend"
-    return f"see `{verb} --help`"
-
-
-def _told(error: UserError) -> int:
-    _message(f"maskmend: {error.kind}: {error}")
-    return error.exit_code
-
-
-def _bug() -> int:
-    _message(traceback.format_exc().rstrip())
-    _message(
-        "maskmend: this is a bug in maskmend. Please report the lines above with `maskmend doctor --json`."
-    )
-    return 1
 
 
 def _load(file: Path | None, settings: Sequence[str] | None, *used: str) -> Config:
@@ -549,52 +463,8 @@ def _load(file: Path | None, settings: Sequence[str] | None, *used: str) -> Conf
     return options
 
 
-@contextmanager
-def _counter(description: str) -> Iterator[Callable[[int, int], None]]:
-    from maskmend.progress import counter
-
-    with counter(description) as moved:
-        yield moved
-
-
 def _hide_names(names: Path | None, out: Path | None) -> None:
     if names is not None:
         from maskmend.pseudonyms import start
 
         start(names, out)
-
-
-def _message(text: str) -> None:
-    from maskmend.progress import message
-
-    message(text)
-
-
-def _print_rich(content: Any, *, stderr: bool = False) -> None:
-    from rich.console import Console
-
-    # Without a terminal rich would wrap at 80 columns, which breaks paths in logs and pipes.
-    shown = sys.stderr if stderr else sys.stdout
-    console = Console(width=None if shown.isatty() else 160, highlight=False, markup=False, stderr=stderr)
-    console.print(content)
-
-
-def _print_json(value: Any) -> None:
-    print(_json_text(value))
-
-
-def _json_text(value: Any) -> str:
-    from maskmend.pseudonyms import clean_paths
-
-    return clean_paths(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity nor paths."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    return value if isinstance(value, str | int | None) else str(value)

@@ -30,6 +30,19 @@ def known(request: Any, make_world: Callable[..., Any]) -> tuple[Any, estimate.A
     return world, *judged(world)
 
 
+def test_remembered_figures_are_those_of_this_very_mask_and_model(known: Any) -> None:
+    """Judged anew without what was remembered, each opinion is the same; with another mask or model it is another."""
+    world, auditor, opinions = known
+    forgetful = replace(auditor, seen={})
+    assert set(auditor.seen) == {world.look(case).fingerprint for case in world.ids}
+    for case in world.ids[:5]:
+        assert forgetful.judge(world.look(case)).odds == opinions[case].odds
+        redrawn = world.look(case).with_label(np.roll(world.look(case).label, 2, axis=0))
+        doubtful = world.look(case).with_probs(world.look(case).probs ** 0.5)
+        for other in (redrawn, doubtful):
+            assert auditor.judge(other).odds == forgetful.judge(other).odds != opinions[case].odds
+
+
 def test_flawed_masks_rank_above_sound_ones(known: Any) -> None:
     world, _, opinions = known
     wrong = [case in world.flawed for case in world.ids]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -145,17 +145,25 @@ def mean_dice(dice: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Auditor:
-    """The fitted audit; `judge` gives its opinion of a case."""
+    """The fitted audit; `judge` gives its opinion of a case.
+
+    Args:
+        calibration, population, voxels: what was learnt.
+        usual_overlap: of sound masks with their models, see `overlaps`.
+        seen: figures of the cases that it was fitted to, by `Look.fingerprint`: they need not be gathered again.
+    """
 
     calibration: Calibration
     population: Judge
     voxels: VoxelJudge
     usual_overlap: float = 1.0
+    seen: Mapping[tuple[str, int, float], Evidence] = field(default_factory=dict, repr=False)
 
     def judge(self, look: Look) -> Opinion:
         """The opinion of a case with uncalibrated probabilities."""
+        known = self.seen.get(look.fingerprint)
         look = self.calibration(look)
-        evidence = gather(look)
+        evidence = known or gather(look)
         verdicts, losses = self.population.verdict([evidence]), self.population.usual.lost([evidence])
         verdict, lost = float(verdicts[0]), float(losses[0])
         noise = self.voxels.noise(look, verdict)
@@ -202,11 +210,12 @@ def fit(
         progress()
     trust = population.first_trust(cases, clean)
     set_right = calibration.fit(samples, trust)
-    cases, sound, made, close = [], [], _Made(), []
+    cases, sound, made, close, prints = [], [], _Made(), [], []
     each = _injections(trust)
     for number, look in enumerate(looks(chosen)):
         calibrated = set_right(look)
         cases.append(gather(calibrated))
+        prints.append(look.fingerprint)
         close.append(_overlap(calibrated))
         rng = np.random.default_rng([seed, 12, number])
         sound.append(voxels.sample(calibrated, calibrated.label, rng))
@@ -216,7 +225,8 @@ def fit(
     origin = np.array(made.origin, int)
     judge = population.fit(cases, made.evidence, made.kinds, origin, trust, clean)
     usual = float(population.middle_and_spread(np.array(close), judge.trust)[0])
-    return Auditor(set_right, judge, _fit_voxels(judge, cases, sound, made), usual)
+    seen = dict(zip(prints, cases, strict=True))
+    return Auditor(set_right, judge, _fit_voxels(judge, cases, sound, made), usual, seen)
 
 
 def _chosen(ids: Sequence[str], trusted: frozenset[str], seed: int) -> list[str]:

@@ -1,0 +1,43 @@
+"""What a verb prints on stdout: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from maskmend.pseudonyms import clean_paths
+
+
+def print_rich(content: Any, *, stderr: bool = False) -> None:
+    """Show what rich can draw, such as a table."""
+    from rich.console import Console
+
+    # Without a terminal rich would wrap at 80 columns, which breaks paths in logs and pipes.
+    shown = sys.stderr if stderr else sys.stdout
+    console = Console(width=None if shown.isatty() else 160, highlight=False, markup=False, stderr=stderr)
+    console.print(content)
+
+
+def print_json(value: Any) -> None:
+    """Print `json_text`."""
+    print(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A value as strict JSON: NaN and infinity become null, paths and what else JSON lacks become text.
+
+    Args:
+        value: dictionaries, lists, numbers, text and paths; hidden names are hidden here too.
+    """
+    return clean_paths(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    return value if isinstance(value, str | int | None) else str(value)
