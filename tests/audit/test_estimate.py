@@ -89,10 +89,12 @@ def test_estimated_dice_follows_the_true_one(known: Any) -> None:
     assert np.corrcoef(true, estimated)[0, 1] > 0.85
 
 
-def test_the_estimated_dice_is_half_the_models_and_half_that_to_the_suggestion(known: Any) -> None:
+def test_the_estimated_dice_of_a_flawed_mask_is_half_the_models_and_half_that_to_the_suggestion(
+    known: Any,
+) -> None:
     world, _, opinions = known
     for case in world.ids:
-        opinion, label = opinions[case], opinions[case].look.label
+        opinion, label = replace(opinions[case], odds=60.0), opinions[case].look.label
         for suggested in (label, suggest(opinion), np.zeros_like(label)):
             found, by_model = opinion.dice(suggested), opinion.dice_by_model()
             for k in range(1, opinion.look.classes):
@@ -104,6 +106,26 @@ def test_the_estimated_dice_is_half_the_models_and_half_that_to_the_suggestion(k
             assert priority(opinion.flawed, mean_dice(found)) == pytest.approx(
                 opinion.flawed * (1 - mean_dice(found))
             )
+
+
+@pytest.mark.parametrize(
+    ("flawed", "usual_overlap", "share"),
+    [
+        (1.0, 0.98, 1.0), (0.5, 1.0, 0.5), (0.5, 0.925, 0.625), (0.5, 0.85, 1.0), (0.5, 0.7, 1.0),
+        (0.05, 0.8, 0.5), (0.05, 1.0, 0.025), (1e-9, 0.5, 0.0),
+    ],
+)  # fmt: skip
+def test_a_sound_mask_is_forgiven_what_the_models_say_unless_no_mask_is_exact(
+    known: Any, flawed: float, usual_overlap: float, share: float
+) -> None:
+    world, _, opinions = known
+    case = next(c for c in world.ids if c in world.flawed)
+    sure = replace(opinions[case], odds=60.0)
+    odds = np.log(flawed / max(1 - flawed, 1e-12))
+    opinion = replace(sure, odds=odds, usual_overlap=usual_overlap)
+    assert opinion.held_against == pytest.approx(share, abs=1e-7)
+    blank, same = np.zeros_like(sure.look.label), replace(sure, usual_overlap=usual_overlap).dice
+    assert opinion.dice(blank) == pytest.approx(1 - share * (1 - same(blank)), abs=1e-6)
 
 
 def test_suggestions_mend_the_flawed_and_spare_the_sound(known: Any) -> None:

@@ -26,6 +26,7 @@ WAVER = (
     0.4  # share of the ordinary disagreement that is the mask's: fits injected flaws and a crowd's masks best
 )
 AGREED = 0.85  # usual overlap of mask and model above which the rest may be the mask's, as among annotators
+FORGIVEN = 0.1  # P(flawed) below which what sets a mask apart from its suggestion is forgiven, and all of it at 0
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
 OUTLINES = ("over-drawn", "under-drawn", "shifted")
@@ -82,8 +83,9 @@ class Opinion:
     def dice(self, suggested: np.ndarray) -> np.ndarray:
         """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent.
 
-        Half of it is the Dice to the suggested mask (*B), which may have heard the images; a quarter each what the
-        model expects and the Dice to the mask that it decides for. Where one of them says nothing, the others.
+        For a flawed mask half of it is the Dice to the suggested mask (*B), which may have heard the images; a quarter
+        each what the model expects and the Dice to the mask that it decides for. Where one of them says nothing, the
+        others. What is missing to 1 counts by `held_against`.
         """
         label, classes = self.look.label, self.look.classes
         decided = self.look.probs.argmax(axis=0)
@@ -91,7 +93,19 @@ class Opinion:
         views = np.stack([self.dice_by_model(), mask_dice(label, decided, classes), heard, heard])
         there = np.isfinite(views)
         total = np.where(there, views, 0).sum(axis=0)
-        return np.asarray(np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan))
+        found = np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
+        return np.asarray(1 - self.held_against * (1 - found))
+
+    @property
+    def held_against(self) -> float:
+        """Share of what sets the mask apart from model and suggestion that is the mask's error, in [0, 1].
+
+        All of it where the mask is flawed. Of a sound mask none, if the models agree with sound masks better than
+        annotators with one another; if they do not, no mask here is exact, and its Dice is what they say.
+        """
+        inexact = float(np.clip((1 - self.usual_overlap) / (1 - AGREED), 0, 1)) ** 2
+        flawed = self.flawed
+        return (flawed + (1 - flawed) * inexact) * min(flawed / FORGIVEN, 1.0)
 
     def dice_by_model(self) -> np.ndarray:
         """(K - 1,) what the model alone expects of it; NaN where absent.
