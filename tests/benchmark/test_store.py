@@ -82,6 +82,7 @@ def test_equal_results_make_equal_packed_bytes(tmp_path) -> None:
     [b"", b"plain text\n", gzip.compress(b"[1]\n"), gzip.compress(b"not json\n"), gzip.compress(b"\xff\xfe\n"),
      gzip.compress(json.dumps({"key": "../../evil", "status": "done"}).encode()),
      gzip.compress(json.dumps(_result(1)).encode())[:-6]],
+    ids=["empty", "text", "list", "not json", "not text", "evil key", "cut off"],
 )  # fmt: skip
 def test_a_packed_file_that_holds_something_else_is_refused(tmp_path, content) -> None:
     packed = tmp_path / "results.jsonl.gz"
