@@ -67,7 +67,7 @@ def test_a_dead_node_loses_nothing(tmp_path) -> None:
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
     # The killed node's run was begun twice: without that the test would show nothing.
-    assert answer.stdout.split()[-4:] == ["begun", "13", "slots", "1"]
+    assert "begun 13 slots 1" in answer.stdout.splitlines(), answer.stdout  # Ray writes there, too
 
 
 def test_in_process_keeps_the_order() -> None:
