@@ -51,7 +51,11 @@ CLUSTER = """
     assert sorted(done) == sorted(items), done
     begun = [line.split() for line in open(log)]
     assert len({node for _, node in begun}) == 2
-    print("begun", len(begun), "slots", pool.slots)
+    for _ in range(300):  # the cluster notices in its own time
+        if pool.slots == 1:
+            break
+        time.sleep(0.1)
+    print("\\nbegun", len(begun), "slots", pool.slots)
     pool.close()
     cluster.shutdown()
 """
