@@ -18,6 +18,7 @@ from maskmend.answers import json_text, print_json, print_rich
 from maskmend.ending import ended
 from maskmend.errors import UsageError
 from maskmend.progress import counter, message
+from maskmend.pseudonyms import start
 
 if TYPE_CHECKING:
     from maskmend.config import Config
@@ -465,6 +466,4 @@ def _load(file: Path | None, settings: Sequence[str] | None, *used: str) -> Conf
 
 def _hide_names(names: Path | None, out: Path | None) -> None:
     if names is not None:
-        from maskmend.pseudonyms import start
-
         start(names, out)

@@ -124,8 +124,8 @@ def test_a_sound_mask_is_forgiven_what_the_models_say_unless_no_mask_is_exact(
     odds = np.log(flawed / max(1 - flawed, 1e-12))
     opinion = replace(sure, odds=odds, usual_overlap=usual_overlap)
     assert opinion.held_against == pytest.approx(share, abs=1e-7)
-    blank, same = np.zeros_like(sure.look.label), replace(sure, usual_overlap=usual_overlap).dice
-    assert opinion.dice(blank) == pytest.approx(1 - share * (1 - same(blank)), abs=1e-6)
+    blank, in_full = np.zeros_like(sure.look.label), replace(sure, usual_overlap=usual_overlap)
+    assert opinion.dice(blank) == pytest.approx(1 - share * (1 - in_full.dice(blank)), abs=1e-6)
 
 
 def test_suggestions_mend_the_flawed_and_spare_the_sound(known: Any) -> None:

@@ -26,9 +26,7 @@ WAVER = (
     0.4  # share of the ordinary disagreement that is the mask's: fits injected flaws and a crowd's masks best
 )
 AGREED = 0.85  # usual overlap of mask and model above which the rest may be the mask's, as among annotators
-FORGIVEN = (
-    0.1  # P(flawed) below which what sets a mask apart from its suggestion is forgiven, and all of it at 0
-)
+FORGIVEN = 0.1  # P(flawed) below which what speaks against a mask begins to be forgiven; all of it at 0
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
 OUTLINES = ("over-drawn", "under-drawn", "shifted")
