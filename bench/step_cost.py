@@ -28,7 +28,7 @@ from maskmend.data.plan import make_plan
 from maskmend.progress import quiet
 from maskmend.train import engine
 from maskmend.train.loop import Job, fit
-from maskmend.train.run import build_method
+from maskmend.train.run_folder import build_method
 
 METHODS = {
     "supervised": ["method.name=supervised"],

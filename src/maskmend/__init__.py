@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from maskmend.evaluate.table import evaluate
     from maskmend.methods.base import Method
     from maskmend.predict.run import predict
-    from maskmend.train.run import Run, train
+    from maskmend.train.run import train
+    from maskmend.train.run_folder import Run
 
 __all__ = [
     "Case",
@@ -51,7 +52,7 @@ _HOMES = {
     "Config": "config",
     "Dataset": "data.case",
     "Method": "methods.base",
-    "Run": "train.run",
+    "Run": "train.run_folder",
     "UserError": "errors",
     "check": "data.check",
     "find_cases": "data.dataset",

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import Any
 
+from maskmend.plain import plain
 from maskmend.pseudonyms import clean_paths
 
 
@@ -25,19 +26,9 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """A value as strict JSON: NaN and infinity become null, paths and what else JSON lacks become text.
+    """A value as strict JSON, see `maskmend.plain`.
 
     Args:
         value: dictionaries, lists, numbers, text and paths; hidden names are hidden here too.
     """
-    return clean_paths(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    return value if isinstance(value, str | int | None) else str(value)
+    return clean_paths(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False))

@@ -27,7 +27,7 @@ from maskmend.progress import message
 
 if TYPE_CHECKING:
     from maskmend.data.case import Dataset
-    from maskmend.train.run import Run
+    from maskmend.train.run_folder import Run
 
 ROBUST = "pint_posterior"
 NOISE: dict[str, Any] = {"rate": 0.6, "kind": "dilate", "layered": True}

@@ -93,7 +93,7 @@ def run_report(folder: Path | str, out: Path | str | None = None) -> Path:
     """
     from maskmend.config import dump
     from maskmend.train.metrics_file import read
-    from maskmend.train.run import Run
+    from maskmend.train.run_folder import Run
 
     run = Run.open(folder)
     steps, method = run.config.train.steps, run.config.method.name

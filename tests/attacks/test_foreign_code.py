@@ -8,7 +8,7 @@ import pytest
 
 from maskmend.cli import main
 from maskmend.errors import UsageError
-from maskmend.train.run import Run
+from maskmend.train.run_folder import Run
 
 EVIL = """from pathlib import Path
 Path({mark!r}).touch()

@@ -16,7 +16,7 @@ from maskmend.cli import main
 from maskmend.data.dataset import find_cases
 from maskmend.errors import DataError, UsageError
 from maskmend.train import checkpoint
-from maskmend.train.run import Run
+from maskmend.train.run_folder import Run
 
 
 def _torch_file(payload: object) -> bytes:

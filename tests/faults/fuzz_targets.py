@@ -227,7 +227,7 @@ def _try_noise(self: Target, data: bytes) -> list[UserError]:
 
 def _try_run(self: Target, data: bytes) -> list[UserError]:
     """One file of a run folder; the others are sound."""
-    from maskmend.train.run import Run
+    from maskmend.train.run_folder import Run
 
     folder = self.folder / "fuzzed"
     if not folder.exists():
@@ -254,7 +254,7 @@ def make_run(folder: Path) -> Path:
 
     from maskmend.config import dump, load
     from maskmend.data.plan import Plan
-    from maskmend.train.run import build_method
+    from maskmend.train.run_folder import build_method
 
     folder.mkdir(parents=True)
     config = load(None, ["method.name=supervised", "train.steps=1", "device=cpu"])

@@ -434,7 +434,7 @@ def _verbs(place: Path) -> dict[str, Verb]:
     def cache(out: Path) -> int:
         from maskmend.data.cache import Cache
         from maskmend.data.dataset import find_cases
-        from maskmend.train.run import Run
+        from maskmend.train.run_folder import Run
 
         Cache.open(find_cases(data).cases, Run.open(ready).plan, out, in_ram_bytes=0)
         return 0

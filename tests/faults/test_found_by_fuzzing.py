@@ -342,7 +342,7 @@ def test_tiff_without_pixels(tmp_path):
 def test_a_damaged_run_folder(tmp_path):
     from fuzz_targets import make_run
 
-    from maskmend.train.run import Run
+    from maskmend.train.run_folder import Run
 
     run = make_run(tmp_path / "run")
     Run.open(run).method()

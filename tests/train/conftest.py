@@ -13,7 +13,8 @@ import pytest
 from maskmend.config import load
 from maskmend.data.phantom import make_phantom
 from maskmend.train.loop import _Training
-from maskmend.train.run import Run, train
+from maskmend.train.run import train
+from maskmend.train.run_folder import Run
 
 SMALL = [
     "device=cpu", "train.steps=16", "train.batch=2", "train.patch=[32, 32]", "train.threads=1",

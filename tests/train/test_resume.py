@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from maskmend.errors import DataError, Interrupted, UsageError
 from maskmend.train import checkpoint
 from maskmend.train.loop import _Training
-from maskmend.train.run import Run
+from maskmend.train.run_folder import Run
 
 Train = Callable[..., Run]
 METHODS = ["supervised", "pint", "pint_posterior"]

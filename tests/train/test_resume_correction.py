@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from maskmend.errors import Interrupted
-from maskmend.train.run import Run
+from maskmend.train.run_folder import Run
 
 Train = Callable[..., Run]
 METHODS = {

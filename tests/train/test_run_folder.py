@@ -20,7 +20,7 @@ from maskmend.data import owner
 from maskmend.data.phantom import make_phantom
 from maskmend.errors import DataError, Interrupted, UsageError
 from maskmend.train import checkpoint, lock
-from maskmend.train.run import Run
+from maskmend.train.run_folder import Run
 
 Train = Callable[..., Run]
 

@@ -19,7 +19,7 @@ from maskmend.data.dataset import find_cases
 from maskmend.data.images import read_label, write_label
 from maskmend.errors import Interrupted, UsageError
 from maskmend.predict.run import predict
-from maskmend.train.run import Run
+from maskmend.train.run_folder import Run
 
 Train = Callable[..., Run]
 METHODS = ["random_rater", "majority", "staple", "simple", "annotator_confusion"]

@@ -16,7 +16,7 @@ from maskmend.data.sampling import trusted_case, trusted_places
 from maskmend.errors import UsageError
 from maskmend.train.loop import Job
 from maskmend.train.memory import Memory
-from maskmend.train.run import Run
+from maskmend.train.run_folder import Run
 from maskmend.train.stream import Stream
 
 Train = Callable[..., Run]

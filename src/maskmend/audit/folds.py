@@ -26,7 +26,7 @@ from maskmend.progress import bar, message, quiet, track
 
 if TYPE_CHECKING:
     from maskmend.config import Config
-    from maskmend.train.run import Run
+    from maskmend.train.run_folder import Run
 
 PROBS, RUNS, CACHE = "probs", "folds", "cache"
 
@@ -166,7 +166,8 @@ def predict_cases(run: Run, cases: Sequence[Case], dataset: Dataset, store: Stor
 
 
 def _trained(fold: Fold) -> Run:
-    from maskmend.train.run import FACTS, train
+    from maskmend.train.run import train
+    from maskmend.train.run_folder import FACTS
 
     started = (fold.folder / FACTS).exists()
     return train(

@@ -16,6 +16,7 @@ from maskmend.data.preprocess import IGNORED
 from maskmend.evaluate.statistics import Interval
 from maskmend.overlay import CLASS_COLOURS, displayed, mosaic, region, sections, tile
 from maskmend.overlay import Section as Plane
+from maskmend.plain import plain
 from maskmend.pseudonyms import title_of
 from maskmend.report import Picture, Section, Table, write_report
 
@@ -192,15 +193,6 @@ def write_page(report: RaterReport, out: Path | str) -> tuple[Path, Path]:
     page = write_report(out / "raters.html", title, lead, [first, *rest])
     write_text(out / "raters.json", json.dumps(plain(report.to_json()), indent=1, ensure_ascii=False) + "\n")
     return page, out / "raters.json"
-
-
-def plain(value: Any) -> Any:
-    """Without NaN and infinity, which JSON does not know."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def page_sections(report: RaterReport) -> list[Section]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from maskmend.audit.consensus import RULES, consensus_facts, write_consensus
-from maskmend.audit.rater_page import plain, write_page
+from maskmend.audit.rater_page import write_page
 from maskmend.audit.raters import RaterReport, rater_agreement
 from maskmend.config import DataConfig
 from maskmend.data.dataset import find_cases
 from maskmend.errors import UsageError, unknown
+from maskmend.plain import plain
 
 CONSENSUS = "consensus"
 _OURS = ("raters.html", "raters.json", CONSENSUS)

@@ -37,6 +37,7 @@ from maskmend.data.case import Case, Dataset
 from maskmend.data.images import read_case
 from maskmend.data.owner import sweep
 from maskmend.errors import Interrupted, UsageError
+from maskmend.plain import plain
 from maskmend.progress import bar, message
 from maskmend.train.lock import locked
 
@@ -237,7 +238,7 @@ def _source(job: Job, workers: int) -> Probs:
         folder = ProbsFolder(job.place, job.dataset, job.config.audit.axes)
         folder.check(job.cases)
         return folder
-    from maskmend.train.run import Run
+    from maskmend.train.run_folder import Run
 
     model, store = Run.open(job.place, trust_code=job.trust_code), Store(job.out / PROBS)
     if list(model.labels.values()) != list(job.dataset.labels.values()):
@@ -350,7 +351,7 @@ def _written(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any]) -> 
     if not job.config.audit.keep_probs:
         shutil.rmtree(job.out / PROBS, ignore_errors=True)
     shutil.rmtree(job.out / CACHE, ignore_errors=True)
-    write_text(job.out / ANSWER, json.dumps(_finite(answer), indent=1, ensure_ascii=False) + "\n")
+    write_text(job.out / ANSWER, json.dumps(plain(answer), indent=1, ensure_ascii=False) + "\n")
     return answer
 
 
@@ -367,14 +368,3 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN; NumPy's numbers become Python's."""
-    if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

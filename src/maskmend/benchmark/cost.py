@@ -89,7 +89,7 @@ def _data(folder: Path) -> Callable[[str], Any]:
     from maskmend.data.phantom import make_phantom
     from maskmend.data.plan import make_plan
     from maskmend.data.raters import Raters
-    from maskmend.train.run import build_method
+    from maskmend.train.run_folder import build_method
 
     _draw_raters(make_phantom(folder, train=CASES, test=0, shape=(SIDE, SIDE)))
     dataset = find_cases(folder)
@@ -124,7 +124,7 @@ def _time(data: Any, name: str, steps: int) -> float:
     from maskmend.config import load
     from maskmend.train import engine
     from maskmend.train.loop import Job, fit
-    from maskmend.train.run import build_method
+    from maskmend.train.run_folder import build_method
 
     config = load(None, [f"method.name={name}", f"train.steps={steps}", f"train.checkpoint_every={steps}"])
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from maskmend.benchmark.compare import Comparison, Condition, compare
 from maskmend.benchmark.grid import Grid
 from maskmend.benchmark.settings import Benchmark, dump
 from maskmend.data.atomic import atomic_write, write_text
+from maskmend.plain import plain
 from maskmend.progress import clock, message
 from maskmend.report import Picture, Section, Table, write_report
 
@@ -109,12 +109,7 @@ def _summary(
             for one in compared.totals
         ],
     }  # fmt: skip
-    return _plain(facts)
-
-
-def _plain(value: Any) -> Any:
-    """NaN as null, for a summary that any reader takes."""
-    return json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return plain(facts)
 
 
 def _lead(summary: Mapping[str, Any], compared: Comparison) -> list[str]:

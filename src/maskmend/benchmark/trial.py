@@ -31,7 +31,8 @@ from maskmend.methods.base import Method
 from maskmend.predict.sliding import predict_many
 from maskmend.progress import quiet
 from maskmend.train.engine import choose_device
-from maskmend.train.run import Run, train
+from maskmend.train.run import train
+from maskmend.train.run_folder import Run
 
 BATCH = {2: 16, 3: 2}  # windows per forward pass when scoring
 

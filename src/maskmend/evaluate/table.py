@@ -21,6 +21,7 @@ from maskmend.errors import DataError
 from maskmend.evaluate.metrics import ABSENT, METRICS, ClassMetrics, case_metrics
 from maskmend.evaluate.pairs import Pair, Pairs, find_pairs
 from maskmend.evaluate.statistics import bootstrap_interval
+from maskmend.plain import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,7 +60,7 @@ class Row:
 
     def flat(self) -> dict[str, Any]:
         """One level of keys, in the order of the CSV file; NaN becomes None."""
-        figures = {key: _finite(value) for key, value in asdict(self.metrics).items()}
+        figures = plain(asdict(self.metrics))
         return {"case": self.case, "label": self.label, **figures, "group": self.group, "site": self.site}
 
 
@@ -124,7 +125,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready facts: summary, rows and what the figures mean; NaN becomes None."""
-        summary = [{key: _finite(value) for key, value in asdict(row).items()} for row in self.summary]
+        summary = [plain(asdict(row)) for row in self.summary]
         return {
             "unit": self.unit,
             "tolerance_mm": self.tolerance_mm,
@@ -375,10 +376,6 @@ def _name(value: int) -> str:
 
 def _list(values: set[int]) -> str:
     return ", ".join(map(str, sorted(values)[:6]))
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(row: Summary | None, metric: str) -> str:

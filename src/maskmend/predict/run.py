@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Model(Protocol):
-    """What prediction needs of a run; `maskmend.train.run.Run` is one."""
+    """What prediction needs of a run; `maskmend.train.run_folder.Run` is one."""
 
     @property
     def folder(self) -> Path:
@@ -221,7 +221,7 @@ class _Prediction:
 def _opened(run: Model | Path | str, trust_code: bool) -> Model:
     if not isinstance(run, str | Path):
         return run
-    from maskmend.train.run import Run
+    from maskmend.train.run_folder import Run
 
     opened: Any = Run.open(Path(run), trust_code=trust_code)
     model: Model = opened

@@ -1,4 +1,4 @@
-"""A training run from a data set to a folder, and that folder opened again."""
+"""A training run from a data set to a folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from maskmend import methods, networks
 from maskmend.config import Config, dump, load
@@ -32,104 +29,28 @@ from maskmend.data.fingerprint import Fingerprint, fingerprint
 from maskmend.data.owner import sweep
 from maskmend.data.plan import Plan, make_plan
 from maskmend.data.raters import Raters
-from maskmend.data.sidefile import load_json
 from maskmend.errors import UsageError, shown
 from maskmend.methods.base import Method
 from maskmend.progress import message, track
 from maskmend.train import checkpoint, engine, lock
 from maskmend.train.loop import Job, fit
-
-FORMAT = "maskmend 1"
-MODEL, PLAN, CONFIG, FACTS, FINGERPRINT = (
-    "model.safetensors",
-    "plan.json",
-    "config.yaml",
-    "run.json",
-    "fingerprint.json",
+from maskmend.train.run_folder import (
+    CONFIG,
+    FACTS,
+    FINGERPRINT,
+    FORMAT,
+    MODEL,
+    PLAN,
+    Run,
+    build_method,
+    method_settings,
+    stored,
 )
-Model = TypeVar("Model", bound=BaseModel)
+
 CHANGEABLE = (
     "train.steps", "train.workers", "train.threads", "train.checkpoint_every", "train.picture_every",
     "train.tensorboard", "device", "predict", "evaluate", "audit", "data.cache",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished or interrupted run folder."""
-
-    folder: Path
-    config: Config
-    plan: Plan
-    facts: dict[str, Any]
-    trust_code: bool = False
-
-    @classmethod
-    def open(cls, folder: Path | str, *, trust_code: bool = False) -> Run:
-        """Read a run folder. No code is executed yet.
-
-        Args:
-            folder: as `maskmend train` left it.
-            trust_code: let `method` import what the run's settings name beside maskmend's own methods and networks.
-
-        Raises:
-            UsageError: not a run folder, no model in it yet, or one from a newer maskmend.
-        """
-        folder = Path(folder)
-        if not (folder / CONFIG).is_file() or not (folder / PLAN).is_file():
-            raise UsageError(
-                "not a run folder (no config.yaml and plan.json)", folder, "give the -o of `maskmend train`"
-            )
-        facts = load_json(folder / FACTS) if (folder / FACTS).is_file() else {}
-        if facts.get("format") != FORMAT:
-            raise UsageError(
-                f"has format {facts.get('format')!r}, this is {FORMAT!r}", folder, "update maskmend"
-            )
-        return cls(folder, load(folder / CONFIG, []), _stored(Plan, folder / PLAN), facts, trust_code)
-
-    @property
-    def labels(self) -> dict[str, int]:
-        """Class name to file value, in class order."""
-        return self.plan.classes
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """What the training data looked like."""
-        return _stored(Fingerprint, self.folder / FINGERPRINT)
-
-    def method(self) -> Method:
-        """The trained method, in evaluation mode on the CPU. Only safetensors are read, never a pickle.
-
-        Raises:
-            UsageError: no model, not safetensors, one that does not fit, or a run of foreign code that nobody vouched
-                for with `trust_code`.
-        """
-        path = self.folder / MODEL
-        foreign = [name for name in (self.config.method.name, self.config.network.name) if _is_foreign(name)]
-        if foreign and not self.trust_code:
-            fact = f"would execute code that is not maskmend's: {', '.join(foreign)}"
-            raise UsageError(fact, self.folder / CONFIG, "where you know that code, add --trust-code")
-        if not path.is_file():
-            raise UsageError(
-                "holds no model yet", self.folder, "finish it with `maskmend train ... --resume`"
-            )
-        try:
-            weights = load_file(path)
-            with safe_open(path, framework="pt") as file:
-                kind = json.loads((file.metadata() or {}).get("maskmend", "{}")).get("format")
-        except (SafetensorError, OSError) as fault:
-            raise UsageError(f"not a safetensors file ({fault}); nothing else is read", path) from fault
-        if kind != FORMAT:
-            raise UsageError(
-                f"is a model of another program or version ({kind!r})", path, "safetensors of maskmend only"
-            )
-        method = build_method(self.config, self.plan)
-        try:
-            method.load_state_dict(weights)
-        except RuntimeError as fault:
-            fact = f"does not fit {PLAN} and {CONFIG}: {str(fault).splitlines()[-1].strip()[:200]}"
-            raise UsageError(fact, path, "copy the whole run folder from its source") from fault
-        return method.eval()
 
 
 def train(
@@ -173,36 +94,6 @@ def train(
     with lock.locked(out):
         sweep(out, out / "pictures")
         return _train_locked(dataset, out, config, resume, list(command or sys.argv), watch, planned)
-
-
-def build_method(config: Config, plan: Plan) -> Method:
-    """The method with networks of the plan's shape, freshly initialised from the current torch seed."""
-    make_network = partial(
-        networks.build,
-        config.network.name,
-        ndim=plan.ndim,
-        in_channels=plan.in_channels,
-        classes=plan.num_classes,
-        patch=plan.patch,
-        depth=plan.depth,
-        options=config.network.options,
-    )
-    given = method_settings(config)
-    make_method: Callable[..., Method] = methods.load(config.method.name)
-    try:
-        return make_method(make_network, **given)
-    except TypeError as fault:
-        raise UsageError(str(fault), "method", f"given: {given}") from fault
-
-
-def method_settings(config: Config) -> dict[str, Any]:
-    """The `method.*` keys other than its name."""
-    return dict(config.method.model_extra or {})
-
-
-def _is_foreign(name: str) -> bool:
-    """Whether a method or network is a file or package of somebody else's: a run from elsewhere may name any."""
-    return name.endswith(".py") or ":" in name
 
 
 def _train_locked(
@@ -371,7 +262,7 @@ def _planned(
     from dataclasses import replace
 
     if resume and (out / PLAN).exists():
-        return _stored(Plan, out / PLAN)
+        return stored(Plan, out / PLAN)
     if given:
         plan, facts = given
     else:
@@ -380,17 +271,6 @@ def _planned(
     write_text(out / FINGERPRINT, facts.model_dump_json(indent=1))
     write_text(out / PLAN, plan.model_dump_json(indent=1))
     return plan
-
-
-def _stored(kind: type[Model], path: Path) -> Model:
-    """What a run folder says about itself in JSON."""
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as fault:  # a ValidationError is a ValueError
-        lines = [line.strip() for line in str(fault).splitlines()[:3]]
-        raise UsageError(
-            f"is damaged: {'; '.join(lines)}", path, "copy the run again from its source"
-        ) from fault
 
 
 def _facts(config: Config, cache: Cache, command: list[str], cases: int, held_out: int) -> dict[str, Any]:
