@@ -53,12 +53,14 @@ def test_moments_about_the_centre_are_the_covariance(
 ) -> None:
     values = np.random.default_rng(1).random(shape).astype(np.float32)
     corner = [10.0 * step for step in spacing_mm]
-    found = Moments.of(values, corner, spacing_mm)
+    other = np.ones((2,) * len(shape), np.float32)  # of another size: each mask has its own
+    found = Moments.of([other, values], np.array([np.zeros(len(shape)), corner]), spacing_mm)
+    assert found.mass[0] == other.size
     centre = (np.array(ndimage.center_of_mass(values)) + 10) * spacing_mm
     places = np.argwhere(np.ones(shape)) * spacing_mm
-    assert found.mass == pytest.approx(values.sum(), rel=1e-5)
-    np.testing.assert_allclose(found.first / found.mass, centre, rtol=1e-5)
-    spread = found.about(centre).second / found.mass
+    assert found.mass[1] == pytest.approx(values.sum(), rel=1e-5)
+    np.testing.assert_allclose(found.first[1] / found.mass[1], centre, rtol=1e-5)
+    spread = found.about(np.array([centre, centre])).second[1] / found.mass[1]
     np.testing.assert_allclose(
         spread, np.cov(places.T, aweights=values.ravel(), bias=True), atol=1e-3 * spread.max()
     )
@@ -66,10 +68,9 @@ def test_moments_about_the_centre_are_the_covariance(
 
 def test_moments_add_up() -> None:
     values = np.random.default_rng(2).random((6, 8)).astype(np.float32)
-    upper, lower = (
-        Moments.of(part, (start, 0.0), (1.0, 1.0)) for part, start in ((values[:3], 0.0), (values[3:], 3.0))
-    )
-    whole, both = Moments.of(values, (0.0, 0.0), (1.0, 1.0)), upper + lower
-    np.testing.assert_allclose(both.second, whole.second, rtol=1e-5)
-    np.testing.assert_allclose((both - lower).first, upper.first, rtol=1e-4)
-    assert Moments.none(2).mass == 0
+    parts = Moments.of([values[:3], values[3:]], np.array([[0.0, 0.0], [3.0, 0.0]]), (1.0, 1.0))
+    whole, total = Moments.of([values], np.zeros((1, 2)), (1.0, 1.0)), parts.after_total()
+    np.testing.assert_allclose(total.second[0], whole.second[0], rtol=1e-5)
+    np.testing.assert_allclose(total.first[1:], parts.first)
+    np.testing.assert_allclose((total - total).mass, 0)
+    np.testing.assert_allclose((total + total).first, 2 * total.first)

@@ -24,6 +24,7 @@ SURPRISES = ("surprise", "contradiction", "contradiction by volume", "outline su
 
 _FAINT = 0.02
 _CORNERS = {ndim: np.ones((3,) * ndim, int) for ndim in (2, 3)}
+_UPPER = {ndim: np.triu_indices(ndim) for ndim in (2, 3)}
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ def gather(look: Look) -> Evidence:
     pieces: log of the number of connected parts.
     """
     soft, drawn = _soft(look), look.label > 0
-    masks = _drawn_parts(look, drawn)
+    masks = _drawn_parts(look)
     contradiction, against = _contradictions(look, soft, drawn)
     voxel = prod(look.spacing_mm)
-    outline_voxels = 0.5 * (masks[0].outline + soft.parts[0].outline) / voxel + 1
-    volume = 0.5 * (masks[0].moments.mass + soft.parts[0].moments.mass) + 1
+    outline_voxels = 0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel + 1
+    volume = 0.5 * (masks.moments.mass[0] + soft.parts.moments.mass[0]) + 1
     surprises = np.array([
         np.log((contradiction + 1) / (soft.expected + 1)),
         np.log(contradiction / outline_voxels + _FAINT),
@@ -81,12 +82,16 @@ def gather(look: Look) -> Evidence:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A group of voxels as drawn, or as the probabilities have it: outline in mm (mm2), moments, connected parts."""
+class _Parts:
+    """Groups of voxels as drawn, or as the probabilities have them; the groups are those of `Evidence.signed`.
 
-    outline: float
+    Args:
+        outline: (G,) mm or mm2. moments: of G masks. pieces: (G,) connected parts; 0 of soft masks.
+    """
+
+    outline: np.ndarray
     moments: Moments
-    pieces: int = 0
+    pieces: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class _Soft:
         likely: (*B) probability of any foreground. decided: (*B) bool, where it is above one half.
         best: (*B) largest probability.
         expected: how surprised the model expects to be, summed over voxels.
-        parts: of each group of voxels, see `Evidence.signed`.
+        parts: of the probabilities.
         doubts: see `Evidence`.
     """
 
@@ -105,7 +110,7 @@ class _Soft:
     decided: np.ndarray
     best: np.ndarray
     expected: float
-    parts: list[_Part]
+    parts: _Parts
     doubts: np.ndarray
 
 
@@ -124,7 +129,7 @@ def _measured(look: Look) -> _Soft:
     voxel, flat = prod(spacing), (ndim - 1) / ndim
     decided = likely > 0.5
     rough = outline(decided, spacing) / ((np.count_nonzero(decided) + 1) * voxel) ** flat
-    doubts = np.log([expected / (parts[0].outline / voxel + 1) + _FAINT, rough + 0.1])
+    doubts = np.log([expected / (parts.outline[0] / voxel + 1) + _FAINT, rough + 0.1])
     return _Soft(likely, decided, probs.max(axis=0), expected, parts, doubts)
 
 
@@ -137,32 +142,28 @@ def _entropy(probs: np.ndarray, likely: np.ndarray) -> float:
     return (likely.size - len(unsure)) * float(floor) - float(np.vdot(some, np.log(some)))
 
 
-def _soft_parts(look: Look, likely: np.ndarray) -> list[_Part]:
-    spacing, parts, whole = look.spacing_mm, [], Moments.none(look.label.ndim)
-    for one, box in zip(look.probs[1:], bounding_boxes(look.probs[1:] > _FAINT, 1), strict=True):
-        moments = Moments.of(one[box], _corner(box, spacing), spacing)
-        whole += moments
-        parts.append(_Part(soft_outline(one[box], spacing), moments))
-    if look.classes == 2:
-        return parts
-    return [_Part(soft_outline(likely[bounding_box(likely > _FAINT, 1)], spacing), whole), *parts]
+def _soft_parts(look: Look, likely: np.ndarray) -> _Parts:
+    spacing, boxes = look.spacing_mm, bounding_boxes(look.probs[1:] > _FAINT, 1)
+    masks = [one[box] for one, box in zip(look.probs[1:], boxes, strict=True)]
+    moments = Moments.of(masks, _corners(boxes, spacing), spacing)
+    if look.classes > 2:
+        masks = [likely[bounding_box(likely > _FAINT, 1)], *masks]
+        moments = moments.after_total()
+    return _Parts(
+        np.array([soft_outline(mask, spacing) for mask in masks]), moments, np.zeros(len(masks), int)
+    )
 
 
-def _drawn_parts(look: Look, drawn: np.ndarray) -> list[_Part]:
-    spacing, ndim = look.spacing_mm, look.label.ndim
-    around, *boxes = look.boxes
-    parts, whole = [], Moments.none(ndim)
-    for k, box in enumerate(boxes, 1):
-        if box is None:
-            parts.append(_Part(0.0, Moments.none(ndim)))
-            continue
-        mask = look.label[box] == k
-        moments = Moments.of(mask.astype(np.float32), _corner(box, spacing), spacing)
-        whole += moments
-        parts.append(_Part(outline(mask, spacing), moments, _pieces(mask)))
-    if look.classes == 2 or around is None:
-        return parts if look.classes == 2 else [parts[0], *parts]
-    return [_Part(outline(drawn[around], spacing), whole, _pieces(drawn[around])), *parts]
+def _drawn_parts(look: Look) -> _Parts:
+    spacing, nothing = look.spacing_mm, (slice(0, 1),) * look.label.ndim
+    around, *boxes = [box or nothing for box in look.boxes]
+    masks = [look.label[box] == k for k, box in enumerate(boxes, 1)]
+    moments = Moments.of([mask.astype(np.float32) for mask in masks], _corners(boxes, spacing), spacing)
+    if look.classes > 2:
+        masks = [look.label[around] > 0, *masks]
+        moments = moments.after_total()
+    outlines = np.array([outline(mask, spacing) for mask in masks])
+    return _Parts(outlines, moments, np.array([_pieces(mask) for mask in masks]))
 
 
 def _pieces(mask: np.ndarray) -> int:
@@ -178,24 +179,22 @@ def _contradictions(look: Look, soft: _Soft, drawn: np.ndarray) -> tuple[float, 
     return contradiction, float(np.abs(np.log(likely / (1 - likely))).sum())
 
 
-def _corner(box: Sequence[slice], spacing_mm: Sequence[float]) -> list[float]:
-    return [one.start * step for one, step in zip(box, spacing_mm, strict=True)]
+def _corners(boxes: Sequence[Sequence[slice]], spacing_mm: Sequence[float]) -> np.ndarray:
+    return np.array([[one.start for one in box] for box in boxes]) * np.array(spacing_mm)
 
 
-def _differences(masks: Sequence[_Part], parts: Sequence[_Part], spacing_mm: Sequence[float]) -> np.ndarray:
+def _differences(masks: _Parts, parts: _Parts, spacing_mm: Sequence[float]) -> np.ndarray:
     """`Evidence.signed`."""
     ndim, voxel = len(spacing_mm), prod(spacing_mm)
-    drawn, soft = (Moments.stack([part.moments for part in group]) for group in (masks, parts))
-    outline_drawn, outline_soft = (np.array([part.outline for part in group]) for group in (masks, parts))
-    pieces = np.array([mask.pieces for mask in masks])
+    drawn, soft = masks.moments, parts.moments
     volume, flat = (drawn.mass + soft.mass) / 2, (ndim - 1) / ndim
-    out = np.empty((len(masks), len(signed_names(ndim))))
-    out[:, 0] = 2 * (drawn.mass - soft.mass) * voxel / (outline_drawn + outline_soft + voxel**flat)
+    out = np.empty((len(volume), len(signed_names(ndim))))
+    out[:, 0] = 2 * (drawn.mass - soft.mass) * voxel / (masks.outline + parts.outline + voxel**flat)
     out[:, 1:-3] = _changes(drawn, soft, volume, voxel)
     out[:, -3] = np.log(drawn.mass * voxel + voxel)
     ball = (np.maximum(volume, 0.25) * voxel) ** flat
-    out[:, -2] = np.where(drawn.mass > 0, np.log((outline_drawn + 1e-6) / ball), 0)
-    out[:, -1] = np.log1p(pieces)
+    out[:, -2] = np.where(drawn.mass > 0, np.log((masks.outline + 1e-6) / ball), 0)
+    out[:, -1] = np.log1p(masks.pieces)
     out[drawn.mass + soft.mass < 0.5] = np.nan
     return out
 
@@ -210,5 +209,5 @@ def _changes(mask: Moments, soft: Moments, volume: np.ndarray, voxel: float) -> 
     size = (volume * voxel) ** (1 / len(axes)) + 1e-6
     second = rest.second
     second[:, axes, axes] -= rest.mass[:, None] / mass * all_of_it.second[:, axes, axes]
-    row, column = np.triu_indices(len(axes))
+    row, column = _UPPER[len(axes)]
     return np.hstack([rest.first, second[:, row, column] / size[:, None]]) / (volume + 1)[:, None]

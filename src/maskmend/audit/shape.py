@@ -90,12 +90,12 @@ def _powers_single(size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over a soft mask of 1, of the places (mm) and of their products.
+    """Sums over soft masks of 1, of the places (mm) and of their products.
 
     Args:
-        mass: sum of the values, (); or, of G masks, (G,).
-        first: (N,) or (G, N) sum of value times place.
-        second: (N, N) or (G, N, N) sum of value times place times place.
+        mass: (G,) sum of the values of each mask.
+        first: (G, N) sum of value times place.
+        second: (G, N, N) sum of value times place times place.
     """
 
     mass: np.ndarray
@@ -103,29 +103,18 @@ class Moments:
     second: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray, corner: Sequence[float], spacing_mm: Sequence[float]) -> Moments:
-        """Of (*S) float32 values whose first voxel lies at `corner` (mm): one product of matrices per axis."""
-        ndim = values.ndim
-        sums = values.reshape(-1, values.shape[-1]) @ _powers_single(values.shape[-1])
-        sums = sums.astype(np.float64).reshape(*values.shape[:-1], 3)
-        for axis in range(ndim - 2, -1, -1):  # (.., n, powers so far) -> (.., 3, powers so far)
-            shape = sums.shape
-            sums = _powers(shape[axis]).T @ sums.reshape(*shape[: axis + 1], -1)
-            sums = sums.reshape(*shape[:axis], 3, *shape[axis + 1 :])
-        step, mass = np.array(spacing_mm), np.asarray(sums[(0,) * ndim])
-        counted = cls(mass, sums[_FIRST[ndim]] * step, sums[_SECOND[ndim]] * (step * step[:, None]))
-        return counted.about(-np.array(corner))
+    def of(cls, masks: Sequence[np.ndarray], corners: np.ndarray, spacing_mm: Sequence[float]) -> Moments:
+        """Of float32 masks (*S) of any sizes whose first voxels lie at `corners` (G, N) mm."""
+        ndim, step = len(spacing_mm), np.array(spacing_mm)
+        sums = np.array([_sums(mask) for mask in masks])
+        powers = [(slice(None), *at) for at in ([0] * ndim, _FIRST[ndim], _SECOND[ndim])]
+        mass, first, second = (sums[at] for at in powers)
+        return cls(mass, first * step, second * (step * step[:, None])).about(-corners)
 
-    @classmethod
-    def none(cls, ndim: int) -> Moments:
-        """Of nothing."""
-        return cls(np.zeros(()), np.zeros(ndim), np.zeros((ndim, ndim)))
-
-    @classmethod
-    def stack(cls, moments: Sequence[Moments]) -> Moments:
-        """Of several masks at once."""
-        parts = ((one.mass, one.first, one.second) for one in moments)
-        return cls(*map(np.array, zip(*parts, strict=True)))
+    def after_total(self) -> Moments:
+        """The same with the sum over all masks put first."""
+        parts = (self.mass, self.first, self.second)
+        return Moments(*(np.concatenate([one.sum(axis=0, keepdims=True), one]) for one in parts))
 
     def __sub__(self, other: Moments) -> Moments:
         return Moments(self.mass - other.mass, self.first - other.first, self.second - other.second)
@@ -134,8 +123,19 @@ class Moments:
         return Moments(self.mass + other.mass, self.first + other.first, self.second + other.second)
 
     def about(self, centre: np.ndarray) -> Moments:
-        """The same with places counted from `centre`, (N,) or (G, N) mm."""
-        first = self.first - self.mass[..., None] * centre
-        second = self.second - self.first[..., None] * centre[..., None, :]
-        second -= centre[..., None] * first[..., None, :]
+        """The same with places counted from `centre`, (G, N) mm."""
+        first = self.first - self.mass[:, None] * centre
+        second = self.second - self.first[:, :, None] * centre[:, None, :]
+        second -= centre[:, :, None] * first[:, None, :]
         return Moments(self.mass, first, second)
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Sums of the values times powers 0, 1, 2 of the indices, (3,) for each axis: one product of matrices per axis."""
+    sums = values.reshape(-1, values.shape[-1]) @ _powers_single(values.shape[-1])
+    sums = sums.astype(np.float64).reshape(*values.shape[:-1], 3)
+    for axis in range(values.ndim - 2, -1, -1):  # (.., n, powers so far) -> (.., 3, powers so far)
+        shape = sums.shape
+        sums = _powers(shape[axis]).T @ sums.reshape(*shape[: axis + 1], -1)
+        sums = sums.reshape(*shape[:axis], 3, *shape[axis + 1 :])
+    return sums
