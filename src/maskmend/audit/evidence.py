@@ -67,7 +67,7 @@ def gather(look: Look) -> Evidence:
     pieces: log of the number of connected parts.
     """
     soft, drawn = _soft(look), look.label > 0
-    masks = _drawn_parts(look)
+    masks = _drawn_parts(look, drawn)
     contradiction, against = _contradictions(look, soft, drawn)
     voxel = prod(look.spacing_mm)
     outline_voxels = 0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel + 1
@@ -154,13 +154,13 @@ def _soft_parts(look: Look, likely: np.ndarray) -> _Parts:
     )
 
 
-def _drawn_parts(look: Look) -> _Parts:
+def _drawn_parts(look: Look, drawn: np.ndarray) -> _Parts:
     spacing, nothing = look.spacing_mm, (slice(0, 1),) * look.label.ndim
     around, *boxes = [box or nothing for box in look.boxes]
     masks = [look.label[box] == k for k, box in enumerate(boxes, 1)]
     moments = Moments.of([mask.astype(np.float32) for mask in masks], _corners(boxes, spacing), spacing)
     if look.classes > 2:
-        masks = [look.label[around] > 0, *masks]
+        masks = [drawn[around], *masks]
         moments = moments.after_total()
     outlines = np.array([outline(mask, spacing) for mask in masks])
     return _Parts(outlines, moments, np.array([_pieces(mask) for mask in masks]))
