@@ -170,6 +170,22 @@ def test_the_convention_that_images_explain_is_found_even_when_most_masks_are_wr
     assert share[sound:].mean() < 0.1
 
 
+@pytest.mark.parametrize("seed", [2, 3])
+def test_flaws_of_many_sizes_are_told_from_sound_masks(seed: int) -> None:
+    """Two thirds of the outlines are explained less or more badly, so that no common spread tells them apart."""
+    rng = np.random.default_rng(seed)
+    strength = np.r_[rng.normal(1, 0.05, 35), rng.uniform(-1, 0.6, 65)]
+    mixed = rng.permutation(100)
+    looks = torch.randn(100, 2 * PLACES, FEATURES, generator=torch.Generator().manual_seed(seed)) / 2
+    told = torch.tensor(strength[mixed], dtype=torch.float32)[:, None]
+    looks[:, :PLACES, 0] += told
+    looks[:, PLACES:, 0] -= told
+    share = explained(looks)
+    sound = torch.tensor(mixed < 35)
+    assert share[sound].mean() > 0.9
+    assert share[~sound].mean() < 0.05
+
+
 def test_one_convention_is_one_convention() -> None:
     assert explained(outlines(0, count=60)).min() == 1
     assert explained(outlines(0, count=19)).tolist() == [1] * 19  # too few to tell

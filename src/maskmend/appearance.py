@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from maskmend.mixture import Groups
+from maskmend.mixture import Groups, NarrowGroup
 
 # Voxels. Fine ones only: what is seen from afar also tells how far the true boundary is, and then an outline
 # drawn beside it is explained too (measured: with 2.8 the two came near one another on clean images).
@@ -171,7 +171,8 @@ def explained(looks: Tensor, scenes: Tensor | None = None) -> Tensor:
     outline drawn beside the boundary do not. What is learnt from depends on what is believed and the other way round,
     so it is a search: from several first guesses (all masks, and what is most alike to single ones), believe what is
     explained and learn from the best of it, until it stays; of these ends take the one whose outlines are many and
-    explained best. So even a minority of sound masks can win over flaws that all go one way.
+    explained best. So even a minority of sound masks can win over flaws that all go one way. Where that end holds one
+    group only, the search is repeated with a narrow group beside a wide one, as flaws of many sizes make it.
 
     A flaw is of the mask. Where the image alone foretells which outlines are not explained, there are several kinds
     of images (two stains, two scanners), and each kind is judged by itself.
@@ -227,8 +228,13 @@ def _foretold(scenes: Tensor, suspected: Tensor) -> Tensor | None:
 def _convention(looks: Tensor) -> Tensor:
     """`explained` of LEAST_CASES or more outlines of one kind of image."""
     model = OutlineModel(looks)
-    ends = [_settled(model, start, trim) for start in _first_guesses(model) for trim in TRIMS]
-    _, believed, groups = max(ends, key=lambda end: end[0])
+    starts = [(start, trim) for start in _first_guesses(model) for trim in TRIMS]
+    # Flaws of many sizes are unexplained in many degrees, so one common spread for right and wrong sees one group.
+    for last_resort in (False, True):
+        ends = [_settled(model, *start, last_resort) for start in starts]
+        _, believed, groups = max(ends, key=lambda end: end[0])
+        if groups.several:
+            break
     everyone = torch.zeros(len(looks), dtype=believed.dtype, device=looks.device)
     everyone[model.rows] = believed
     return groups.posterior(model.errors(everyone, looks)[:, None].float()).to(looks)
@@ -374,14 +380,19 @@ def _first_guesses(model: OutlineModel) -> list[Tensor]:
     return guesses
 
 
-def _settled(model: OutlineModel, believed: Tensor, trim: float) -> tuple[float, Tensor, Groups]:
+def _settled(
+    model: OutlineModel, believed: Tensor, trim: float, last_resort: bool
+) -> tuple[float, Tensor, Groups | NarrowGroup]:
     """Where believing and learning end: the log support, what is learnt from (rows,), the groups of errors."""
     everyone = torch.zeros(len(model.fold), dtype=believed.dtype, device=believed.device)
     for _ in range(ROUNDS):
         everyone[model.rows] = believed
         errors = model.errors(everyone)
-        groups = Groups(width=3.0, least_sd=0.1, most=2, lowest=True)
+        groups: Groups | NarrowGroup = Groups(width=3.0, least_sd=0.1, most=2, lowest=True)
         groups.fit(errors[:, None])
+        if last_resort and not groups.several:
+            groups = NarrowGroup(least_sd=0.05)
+            groups.fit(errors)
         share = groups.posterior(errors[:, None].float()).to(errors)
         # What is hardly explained would draw the fit towards what is not: learn from the better part.
         best = errors[share > 0.5].quantile(trim) if bool((share > 0.5).any()) else errors.max()
