@@ -15,6 +15,7 @@ from maskmend.appearance import (
     SCENE,
     Mender,
     OutlineModel,
+    Related,
     _blur,
     _fourier,
     explained,
@@ -170,20 +171,48 @@ def test_the_convention_that_images_explain_is_found_even_when_most_masks_are_wr
     assert share[sound:].mean() < 0.1
 
 
-@pytest.mark.parametrize("seed", [2, 3])
+def told(strength: np.ndarray, seed: int) -> torch.Tensor:
+    """Looks of outlines whose sides one feature tells apart, by a strength of their own; below 0 the wrong way."""
+    looks = torch.randn(len(strength), 2 * PLACES, FEATURES, generator=torch.Generator().manual_seed(seed))
+    by = torch.tensor(strength, dtype=torch.float32)[:, None]
+    looks[:, :PLACES, 0] += 2 * by
+    looks[:, PLACES:, 0] -= 2 * by
+    return looks
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_flaws_of_many_sizes_are_told_from_sound_masks(seed: int) -> None:
-    """Two thirds of the outlines are explained less or more badly, so that no common spread tells them apart."""
+    """Three quarters of the outlines are drawn off the boundary by more or less: they form no group."""
     rng = np.random.default_rng(seed)
-    strength = np.r_[rng.normal(1, 0.05, 35), rng.uniform(-1, 0.6, 65)]
-    mixed = rng.permutation(100)
-    looks = torch.randn(100, 2 * PLACES, FEATURES, generator=torch.Generator().manual_seed(seed)) / 2
-    told = torch.tensor(strength[mixed], dtype=torch.float32)[:, None]
-    looks[:, :PLACES, 0] += told
-    looks[:, PLACES:, 0] -= told
-    share = explained(looks)
-    sound = torch.tensor(mixed < 35)
-    assert share[sound].mean() > 0.9
-    assert share[~sound].mean() < 0.05
+    strength = rng.permutation(np.r_[rng.normal(1, 0.05, 25), rng.uniform(-1, 0.6, 75)])
+    share = explained(told(strength, seed)).numpy()
+    assert share[strength > 0.8].mean() > 0.95
+    assert share[strength < 0.1].mean() < 0.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boundaries_that_are_more_or_less_faint_are_sound(seed: int) -> None:
+    strength = np.random.default_rng(seed).uniform(0.15, 0.6, 100)
+    assert explained(told(strength, seed)).min() == 1
+
+
+@pytest.mark.parametrize(
+    ("errors", "two"),
+    [
+        (np.r_[np.full(40, 0.5), np.linspace(1, 1.5, 60)], True),
+        (np.linspace(0.4, 0.96, 100), False),  # one kind, explained more or less
+        (np.r_[np.full(95, 0.5), np.full(5, 1.4)], False),  # a few that nothing explains
+        (np.r_[np.full(5, 0.5), np.full(95, 1.4)], False),  # too few to be the right ones
+        (np.r_[np.full(60, 0.9), np.full(40, 1.05)], False),  # hardly anything is explained
+    ],
+)
+def test_what_the_believed_outlines_explain_at_all(errors: np.ndarray, two: bool) -> None:
+    shares = torch.tensor(errors)[:, None]
+    judge = Related()
+    judge.fit(shares)
+    assert judge.several == two
+    expected = 1 / (1 + np.exp((errors - 0.97) / 0.03)) if two else np.ones(len(errors))
+    np.testing.assert_allclose(judge.posterior(shares).numpy(), expected, atol=1e-6)
 
 
 def test_one_convention_is_one_convention() -> None:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn.mixture import GaussianMixture
 
-from maskmend.mixture import Groups, NarrowGroup
+from maskmend.mixture import Groups
 
 
 def cases(*groups: tuple[float, float, int], seed: int = 0) -> torch.Tensor:
@@ -161,65 +160,3 @@ def test_state_travels(tmp_path) -> None:
     for name, tensor in groups.state_dict().items():
         setattr(copy, name, tensor.clone())
     assert torch.equal(copy.posterior(features), groups.posterior(features))
-
-
-def narrow(values: torch.Tensor, **settings) -> NarrowGroup:
-    group = NarrowGroup(**({"least_sd": 0.05} | settings))
-    group.fit(values)
-    return group
-
-
-def test_a_narrow_group_is_found_where_a_common_spread_sees_one_group() -> None:
-    """Right cases are alike, wrong ones wrong in many ways."""
-    values = cases((0.25, 0.06, 70), (1.4, 0.7, 50), seed=1)
-    assert not fitted(values, width=3.0, most=2, lowest=True).several
-    group = narrow(values)
-    assert group.several
-    share = group.posterior(values)
-    assert share.shape == (120,)
-    assert share[:70].mean() > 0.9
-    assert share[70:].mean() < 0.1
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_narrow_groups_fit_is_sklearns(seed: int) -> None:
-    values = cases((0.3, 0.08, 90), (1.5, 0.5, 60), seed=seed)
-    group = narrow(values, least_sd=1e-3)
-    other = GaussianMixture(2, n_init=5, random_state=0, tol=1e-8, max_iter=2000).fit(values.double().numpy())
-    order = np.argsort(other.means_.ravel())
-    np.testing.assert_allclose(group.mean.numpy(), other.means_.ravel()[order], atol=5e-3)
-    np.testing.assert_allclose(group.sd.numpy(), np.sqrt(other.covariances_.ravel()[order]), atol=5e-3)
-    np.testing.assert_allclose(group.weight.numpy(), other.weights_[order], atol=5e-3)
-
-
-def test_the_narrow_groups_posterior_is_that_of_bayes_above_its_mean_and_1_below() -> None:
-    group = narrow(cases((0.3, 0.08, 90), (1.5, 0.5, 60)))
-    line = torch.linspace(-1, 3, 81)
-    densities = [
-        w * stats.norm.pdf(line.numpy(), m, s)
-        for w, m, s in zip(group.weight.tolist(), group.mean.tolist(), group.sd.tolist(), strict=True)
-    ]
-    expected = np.where(line <= group.mean[0], 1, densities[0] / sum(densities))
-    np.testing.assert_allclose(group.posterior(line).numpy(), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("count", [20, 60, 300])
-def test_one_spread_of_values_is_no_narrow_group(seed: int, count: int) -> None:
-    values = cases((0.5, 0.2, count), seed=seed)
-    group = narrow(values)
-    assert not group.several
-    assert group.posterior(values).tolist() == [1.0] * count
-
-
-def test_what_is_no_narrow_group() -> None:
-    """A wide low group beside a narrow high one, a few outliers, a few that are much better than the rest."""
-    assert not narrow(cases((0.0, 0.5, 60), (2.0, 0.1, 60))).several
-    assert not narrow(cases((0.3, 0.08, 290), (1.5, 0.5, 10))).several
-    assert not narrow(cases((0.3, 0.05, 24), (1.5, 0.3, 276))).several
-
-
-def test_values_that_are_all_the_same_are_one_group() -> None:
-    values = torch.full((30,), 0.4)
-    assert not narrow(values).several
-    assert narrow(values).posterior(values).tolist() == [1.0] * 30

@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from maskmend.mixture import Groups, NarrowGroup
+from maskmend.mixture import Groups
 
 # Voxels. Fine ones only: what is seen from afar also tells how far the true boundary is, and then an outline
 # drawn beside it is explained too (measured: with 2.8 the two came near one another on clean images).
@@ -33,6 +33,12 @@ LEAST_CASES = 20  # with fewer outlines nothing is told apart
 GUESSES = 6
 TRIMS = (1.0, 0.7)  # share of the explained outlines that is learnt from
 ROUNDS = 6
+RELATED = 0.97  # share of an outline that may stay unexplained if it is related to the believed ones
+SOFTNESS = 0.03
+UNRELATED = (
+    1.1  # least mean share of the others (measured: sound masks of one kind stay below, but of mixed images)
+)
+LEAST_RELATED, MOST_RELATED = 0.1, 0.9  # share of the outlines; a few that nothing explains are no flaws
 SCENE = (0.05, 0.25, 0.5, 0.75, 0.95)  # quantiles that describe an image
 SCENE_VOXELS = 20_000  # more tell nothing new
 FORETOLD = (
@@ -172,7 +178,7 @@ def explained(looks: Tensor, scenes: Tensor | None = None) -> Tensor:
     so it is a search: from several first guesses (all masks, and what is most alike to single ones), believe what is
     explained and learn from the best of it, until it stays; of these ends take the one whose outlines are many and
     explained best. So even a minority of sound masks can win over flaws that all go one way. Where that end holds one
-    group only, the search is repeated with a narrow group beside a wide one, as flaws of many sizes make it.
+    group only, the search is repeated for what is explained at all (`Related`), as flaws of many sizes need it.
 
     A flaw is of the mask. Where the image alone foretells which outlines are not explained, there are several kinds
     of images (two stains, two scanners), and each kind is judged by itself.
@@ -229,9 +235,8 @@ def _convention(looks: Tensor) -> Tensor:
     """`explained` of LEAST_CASES or more outlines of one kind of image."""
     model = OutlineModel(looks)
     starts = [(start, trim) for start in _first_guesses(model) for trim in TRIMS]
-    # Flaws of many sizes are unexplained in many degrees, so one common spread for right and wrong sees one group.
-    for last_resort in (False, True):
-        ends = [_settled(model, *start, last_resort) for start in starts]
+    for kind in (_like_groups, Related):
+        ends = [_settled(model, *start, kind()) for start in starts]
         _, believed, groups = max(ends, key=lambda end: end[0])
         if groups.several:
             break
@@ -380,19 +385,44 @@ def _first_guesses(model: OutlineModel) -> list[Tensor]:
     return guesses
 
 
+def _like_groups() -> Groups:
+    return Groups(width=3.0, least_sd=0.1, most=2, lowest=True)
+
+
+class Related:
+    """Outlines that the believed ones explain at all, and others: for flaws of many sizes, which form no group.
+
+    What looks like the believed outlines leaves less than 1 unexplained; what has nothing to do with them leaves 1, and
+    more the better these explain one another, as does what is drawn the other way round. Only if the others are of that
+    kind there are two.
+    """
+
+    several = False
+
+    def fit(self, errors: Tensor) -> None:
+        """Judge whether there are two kinds, from the unexplained shares (N, 1)."""
+        share = self._share(errors)
+        others = float(((1 - share) * errors.flatten()).sum() / (1 - share).sum().clamp_min(1e-6))
+        self.several = LEAST_RELATED < float(share.mean()) < MOST_RELATED and others > UNRELATED
+
+    def posterior(self, errors: Tensor) -> Tensor:
+        """P(the outline is related), (N,) for (N, 1); 1 for all when there is one kind."""
+        share = self._share(errors)
+        return share if self.several else torch.ones_like(share)
+
+    def _share(self, errors: Tensor) -> Tensor:
+        return torch.sigmoid((RELATED - errors.flatten()) / SOFTNESS)
+
+
 def _settled(
-    model: OutlineModel, believed: Tensor, trim: float, last_resort: bool
-) -> tuple[float, Tensor, Groups | NarrowGroup]:
+    model: OutlineModel, believed: Tensor, trim: float, groups: Groups | Related
+) -> tuple[float, Tensor, Groups | Related]:
     """Where believing and learning end: the log support, what is learnt from (rows,), the groups of errors."""
     everyone = torch.zeros(len(model.fold), dtype=believed.dtype, device=believed.device)
     for _ in range(ROUNDS):
         everyone[model.rows] = believed
         errors = model.errors(everyone)
-        groups: Groups | NarrowGroup = Groups(width=3.0, least_sd=0.1, most=2, lowest=True)
         groups.fit(errors[:, None])
-        if last_resort and not groups.several:
-            groups = NarrowGroup(least_sd=0.05)
-            groups.fit(errors)
         share = groups.posterior(errors[:, None].float()).to(errors)
         # What is hardly explained would draw the fit towards what is not: learn from the better part.
         best = errors[share > 0.5].quantile(trim) if bool((share > 0.5).any()) else errors.max()

@@ -1,4 +1,4 @@
-"""Groups among cases: mixtures of Gaussians, of one common spread or of a narrow one beside a wide one."""
+"""Groups among cases: a mixture of Gaussians of one common spread, with as many groups as the data demand."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that be
 ROUNDS = 40
 MARGIN = 0.2  # of log support over the next rival, below which no group is chosen
 LEAST_WEIGHT = 0.1  # of a group that may be chosen
-MOST_WEIGHT = 0.95  # of a narrow group: a twentieth of outliers are no group
-STARTS = (0.3, 0.5, 0.7)  # shares of the values below which a narrow group may lie
-WIDER = 1.2  # times the wide group's spread, from which on the narrow one is not narrow
 
 
 class Groups(nn.Module):
@@ -148,70 +145,3 @@ class Groups(nn.Module):
         gauss = (-0.5 * z**2 - sd.log() - 0.5 * math.log(2 * math.pi)).sum(2)
         uniform = gauss.new_full((len(features), 1), -float(self.extent.log().sum()))
         return torch.cat([gauss, uniform], 1) + weight.clamp_min(1e-12).log()
-
-
-class NarrowGroup:
-    """A narrow group of low values beside a wide group of higher ones: two Gaussians of their own spreads.
-
-    For what one common spread cannot tell apart: values of right cases are alike, those of wrong ones are wrong in
-    many ways. A wide Gaussian also swallows what `Groups` would keep as a group (measured: the images' evidence on 74
-    data sets ended at the wrong group in two that were right), so try `Groups` first.
-
-    Args:
-        least_sd: lower bound of both spreads, in the values' unit.
-        gain: by how much two groups must better the information criterion of one.
-        apart: of the groups' means, in spreads of the narrow one.
-    """
-
-    def __init__(self, *, least_sd: float, gain: float = 10.0, apart: float = 2.5) -> None:
-        self.least_sd, self.gain, self.apart = least_sd, gain, apart
-        self.mean = self.sd = self.weight = torch.zeros(0)  # (2,) each, the narrow group first
-        self.several = False
-
-    def fit(self, values: Tensor) -> None:
-        """Find the two groups, or one, in (N,) or (N, 1)."""
-        values = values.double().flatten()
-        alone = values.std(unbiased=False).clamp_min(self.least_sd)
-        one = _log_density(values, values.mean(), alone).sum()
-        mean, sd, weight, likelihood = self._fit(values)
-        best = int(likelihood.argmax())
-        order = mean[best].argsort()
-        self.mean, self.sd, self.weight = mean[best][order], sd[best][order], weight[best][order]
-        low, high = self.mean.tolist()
-        narrow, wide = self.sd.tolist()
-        # Five parameters instead of two.
-        better = 2 * float(likelihood[best] - one) - 3 * math.log(len(values)) > self.gain
-        self.several = (
-            better
-            and narrow <= WIDER * wide
-            and high - low > self.apart * narrow
-            and LEAST_WEIGHT < float(self.weight[0]) < MOST_WEIGHT
-        )
-
-    def posterior(self, values: Tensor) -> Tensor:
-        """P(the case belongs to the narrow group), (N,) for (N,) or (N, 1); 1 for all when there is one group."""
-        values = values.double().flatten()
-        if not self.several:
-            return torch.ones(len(values), device=values.device)
-        logs = _log_density(values[:, None], self.mean, self.sd) + self.weight.log()
-        # Far below both means the wide Gaussian is the denser one, but nothing is better than best.
-        return torch.where(values <= self.mean[0], 1.0, logs.softmax(1)[:, 0]).float()
-
-    def _fit(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means, spreads, weights (starts, 2) and log likelihoods (starts,) from each start."""
-        starts = values.new_tensor(STARTS)
-        low = values <= values.quantile(starts)[:, None]
-        share = torch.stack([low, ~low], dim=2).double()
-        for _ in range(ROUNDS):
-            size = share.sum(1) + 1e-6
-            mean = (share * values[:, None]).sum(1) / size
-            off = values[:, None] - mean[:, None]
-            sd = ((share * off.square()).sum(1) / size).sqrt().clamp_min(self.least_sd)
-            weight = size / size.sum(1, keepdim=True)
-            logs = _log_density(values[:, None], mean[:, None], sd[:, None]) + weight[:, None].log()
-            share = logs.softmax(2)
-        return mean, sd, weight, logs.logsumexp(2).sum(1)
-
-
-def _log_density(values: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
-    return -0.5 * ((values - mean) / sd) ** 2 - sd.log() - 0.5 * math.log(2 * math.pi)
