@@ -191,6 +191,18 @@ def test_flaws_of_many_sizes_are_told_from_sound_masks(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+def test_images_of_several_kinds_are_not_asked_what_is_explained_at_all(seed: int) -> None:
+    """The same outlines; now those off the boundary are all in images of their own kind."""
+    rng = np.random.default_rng(seed)
+    strength = rng.permutation(np.r_[rng.normal(1, 0.05, 25), rng.uniform(-1, 0.6, 75)])
+    looks = told(strength, seed)
+    views = torch.tensor(rng.normal(0, 0.3, (100, len(SCENE), FEATURES)), dtype=torch.float32)
+    assert explained(looks, views).min() < 0.05
+    views[strength < 0.1] += 1
+    assert explained(looks, views).min() == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_boundaries_that_are_more_or_less_faint_are_sound(seed: int) -> None:
     strength = np.random.default_rng(seed).uniform(0.15, 0.6, 100)
     assert explained(told(strength, seed)).min() == 1
