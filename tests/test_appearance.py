@@ -18,6 +18,7 @@ from maskmend.appearance import (
     Related,
     _blur,
     _fourier,
+    _last_resort,
     explained,
     image_support,
     moved_labels,
@@ -200,6 +201,19 @@ def test_images_of_several_kinds_are_not_asked_what_is_explained_at_all(seed: in
     assert explained(looks, views).min() < 0.05
     views[strength < 0.1] += 1
     assert explained(looks, views).min() == 1
+
+
+@pytest.mark.parametrize(("against", "decided"), [((-1.0, 0.6), True), ((-1.4, -0.6), False)])
+def test_two_ways_of_drawing_that_explain_themselves_are_not_decided_between(
+    against: tuple[float, float], decided: bool
+) -> None:
+    """Half of the outlines follow one edge; the others scatter about it, or all follow the opposite one."""
+    rng = np.random.default_rng(0)
+    strength = rng.permutation(np.r_[rng.uniform(0.6, 1.4, 50), rng.uniform(*against, 50)])
+    looks = told(strength, 0)
+    share = _last_resort(OutlineModel(looks), looks, None)
+    assert (share.min().item() < 0.05) == decided
+    assert share[strength > 0.7].min() > 0.9
 
 
 @pytest.mark.parametrize("seed", range(4))
