@@ -65,7 +65,7 @@ def main() -> None:
         words = [
             sys.argv[0], str(corpus), f"-runs={given.runs}", f"-seed={given.seed}", f"-timeout={SECONDS}",
             f"-rss_limit_mb={MIB}", "-max_len=65536", f"-artifact_prefix={given.keep.absolute()}/", "-verbosity=0",
-            "-print_final_stats=1",
+            "-print_final_stats=1", "-reload=0",  # else a slow machine reads some inputs twice
         ]  # fmt: skip
         atheris.Setup(words, lambda data: target.try_one(data) and None)
         atheris.Fuzz()
