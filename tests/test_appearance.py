@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from tests_outlines import SIZE, ball, looked, outlines, scenes
 
 from maskmend.appearance import (
     FEATURES,
@@ -15,11 +16,8 @@ from maskmend.appearance import (
     SCENE,
     Mender,
     OutlineModel,
-    Related,
     _blur,
     _fourier,
-    _last_resort,
-    explained,
     image_support,
     moved_labels,
     outline_looks,
@@ -27,38 +25,6 @@ from maskmend.appearance import (
     signed_distance,
     unexplained,
 )
-
-SIZE = 48
-
-
-def ball(radius: float, centre: tuple[float, ...]) -> torch.Tensor:
-    axes = torch.meshgrid(*[torch.arange(SIZE if len(centre) == 2 else 24)] * len(centre), indexing="ij")
-    return sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2
-
-
-def scenes(
-    grow: float, ndim: int = 2, count: int = 30, seed: int = 0, contrast: float = 1.5
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Image, given and true mask: balls a little brighter than a blotchy background, drawn `grow` voxels too large."""
-    rng, made = np.random.default_rng(seed), []
-    for _ in range(count):
-        size = SIZE if ndim == 2 else 24
-        radius = rng.uniform(10, 13) if ndim == 2 else rng.uniform(6, 7)
-        centre = tuple(rng.uniform(size / 2 - 2, size / 2 + 2, ndim))
-        truth, given = ball(radius, centre), ball(radius + grow, centre)
-        blotches = ndimage.gaussian_filter(rng.normal(size=truth.shape), 2) * 3
-        image = contrast * ndimage.gaussian_filter(truth.numpy().astype(float), 0.7) + blotches
-        tensor = torch.tensor(image + rng.normal(0, 0.2, truth.shape), dtype=torch.float32)[None]
-        made.append((tensor, given, truth))
-    return made
-
-
-def looked(made: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    return torch.stack([outline_looks(image, given, torch.ones_like(given)) for image, given, _ in made])
-
-
-def outlines(grow: float, ndim: int = 2, count: int = 30, seed: int = 0) -> torch.Tensor:
-    return looked(scenes(grow, ndim, count, seed))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -162,116 +128,6 @@ def test_believing_one_outline_alone() -> None:
     np.testing.assert_allclose(model.alone()[3].numpy(), ((waves @ weights - side) ** 2).mean(1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("sound", [60, 40, 20])
-def test_the_convention_that_images_explain_is_found_even_when_most_masks_are_wrong(sound: int) -> None:
-    flawed = 80 - sound
-    looks = torch.cat([outlines(0, count=sound), outlines(3, count=flawed, seed=1)])
-    mixed = torch.randperm(80, generator=torch.Generator().manual_seed(0))
-    share = explained(looks[mixed])[torch.argsort(mixed)]
-    assert share[:sound].mean() > 0.9
-    assert share[sound:].mean() < 0.1
-
-
-def told(strength: np.ndarray, seed: int) -> torch.Tensor:
-    """Looks of outlines whose sides one feature tells apart, by a strength of their own; below 0 the wrong way."""
-    looks = torch.randn(len(strength), 2 * PLACES, FEATURES, generator=torch.Generator().manual_seed(seed))
-    by = torch.tensor(strength, dtype=torch.float32)[:, None]
-    looks[:, :PLACES, 0] += 2 * by
-    looks[:, PLACES:, 0] -= 2 * by
-    return looks
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_flaws_of_many_sizes_are_told_from_sound_masks(seed: int) -> None:
-    """Three quarters of the outlines are drawn off the boundary by more or less: they form no group."""
-    rng = np.random.default_rng(seed)
-    strength = rng.permutation(np.r_[rng.normal(1, 0.05, 25), rng.uniform(-1, 0.6, 75)])
-    share = explained(told(strength, seed)).numpy()
-    assert share[strength > 0.8].mean() > 0.95
-    assert share[strength < 0.1].mean() < 0.05
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_images_of_several_kinds_are_not_asked_what_is_explained_at_all(seed: int) -> None:
-    """The same outlines; now those off the boundary are all in images of their own kind."""
-    rng = np.random.default_rng(seed)
-    strength = rng.permutation(np.r_[rng.normal(1, 0.05, 25), rng.uniform(-1, 0.6, 75)])
-    looks = told(strength, seed)
-    views = torch.tensor(rng.normal(0, 0.3, (100, len(SCENE), FEATURES)), dtype=torch.float32)
-    assert explained(looks, views).min() < 0.05
-    views[strength < 0.1] += 1
-    assert explained(looks, views).min() == 1
-
-
-@pytest.mark.parametrize(("against", "decided"), [((-1.0, 0.6), True), ((-1.4, -0.6), False)])
-def test_two_ways_of_drawing_that_explain_themselves_are_not_decided_between(
-    against: tuple[float, float], decided: bool
-) -> None:
-    """Half of the outlines follow one edge; the others scatter about it, or all follow the opposite one."""
-    rng = np.random.default_rng(0)
-    strength = rng.permutation(np.r_[rng.uniform(0.6, 1.4, 50), rng.uniform(*against, 50)])
-    looks = told(strength, 0)
-    share = _last_resort(OutlineModel(looks), looks, None)
-    assert (share.min().item() < 0.05) == decided
-    assert share[strength > 0.7].min() > 0.9
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_boundaries_that_are_more_or_less_faint_are_sound(seed: int) -> None:
-    strength = np.random.default_rng(seed).uniform(0.15, 0.6, 100)
-    assert explained(told(strength, seed)).min() == 1
-
-
-@pytest.mark.parametrize(
-    ("errors", "two"),
-    [
-        (np.r_[np.full(40, 0.5), np.linspace(1, 1.5, 60)], True),
-        (np.linspace(0.4, 0.96, 100), False),  # one kind, explained more or less
-        (np.r_[np.full(95, 0.5), np.full(5, 1.4)], False),  # a few that nothing explains
-        (np.r_[np.full(5, 0.5), np.full(95, 1.4)], False),  # too few to be the right ones
-        (np.r_[np.full(60, 0.9), np.full(40, 1.05)], False),  # hardly anything is explained
-    ],
-)
-def test_what_the_believed_outlines_explain_at_all(errors: np.ndarray, two: bool) -> None:
-    shares = torch.tensor(errors)[:, None]
-    judge = Related()
-    judge.fit(shares)
-    assert judge.several == two
-    expected = 1 / (1 + np.exp((errors - 0.97) / 0.03)) if two else np.ones(len(errors))
-    np.testing.assert_allclose(judge.posterior(shares).numpy(), expected, atol=1e-6)
-
-
-def test_one_convention_is_one_convention() -> None:
-    assert explained(outlines(0, count=60)).min() == 1
-    assert explained(outlines(0, count=19)).tolist() == [1] * 19  # too few to tell
-    looks = torch.cat([outlines(0, count=40), torch.zeros(5, 2 * PLACES, FEATURES)])
-    assert explained(looks).tolist() == [1] * 45  # without an outline nothing is said of it
-
-
-def test_a_kind_of_image_is_not_a_flaw() -> None:
-    """Bright balls on a dark ground and dark ones on a bright ground; in each kind some drawn too large."""
-    made = []
-    for contrast, seed in ((1.5, 0), (-1.5, 10)):
-        made += scenes(0, count=45, seed=seed, contrast=contrast)
-        made += scenes(3, count=20, seed=seed + 1, contrast=contrast)
-    order = np.random.default_rng(0).permutation(len(made))
-    made = [made[i] for i in order]
-    sound = torch.tensor([bool(torch.equal(given, truth)) for _, given, truth in made])
-    views = torch.stack(
-        [scene_looks(image + (2.0 if i >= 65 else 0)) for i, (image, *_) in zip(order, made, strict=True)]
-    )
-    blind, told = explained(looked(made)), explained(looked(made), views)
-    assert told[sound].mean() > 0.9
-    assert told[~sound].mean() < 0.15
-    assert blind[sound].mean() < 0.8
-
-
-def test_a_scene_that_foretells_nothing_changes_nothing() -> None:
-    made = scenes(0, count=50) + scenes(3, count=30, seed=1)
-    views = torch.randn(80, len(SCENE), FEATURES, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(explained(looked(made), views), explained(looked(made)))
-
-
 def test_a_scene_is_the_quantiles_of_the_looks() -> None:
     image = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0))
     fine = np.stack(
@@ -327,14 +183,6 @@ def test_moved_labels_take_the_nearest_class() -> None:
     assert wider[3].tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0]
     assert tighter[3].tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 0, 0, 0, 0]
     assert not tighter[[2, 4]].any()
-
-
-def test_more_cases_than_are_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = torch.cat([outlines(0, count=60), outlines(3, count=40, seed=1)])
-    whole = explained(looks)
-    monkeypatch.setattr("maskmend.appearance.MOST", 50)
-    part = explained(looks)
-    assert ((part > 0.5) == (whole > 0.5)).float().mean() > 0.97
 
 
 @pytest.mark.parametrize("kind", ["dilate", "erode"])

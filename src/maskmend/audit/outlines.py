@@ -15,9 +15,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from maskmend.appearance import LEAST_CASES, Mender, OutlineModel, explained, outline_looks, scene_looks
+from maskmend.appearance import Mender, OutlineModel, outline_looks, scene_looks
 from maskmend.audit.look import bounding_box, read_mask
 from maskmend.audit.population import logit, middle_and_spread
+from maskmend.convention import LEAST_CASES, explained
 from maskmend.data.case import Case, Dataset
 from maskmend.data.images import MAX_VOXELS, read_case
 

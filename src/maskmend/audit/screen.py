@@ -10,11 +10,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskmend.appearance import LEAST_CASES
 from maskmend.audit.mending import free_folder, mend_masks
 from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import FOLLOWS, ask_images
 from maskmend.config import DataConfig
+from maskmend.convention import LEAST_CASES
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 from maskmend.appearance import (
     INDEPENDENT,
-    LEAST_CASES,
     PLACES,
     SCENE,
     Mender,
     OutlineModel,
-    explained,
     image_support,
     moved_labels,
     outline_looks,
     scene_looks,
 )
+from maskmend.convention import LEAST_CASES, explained
 from maskmend.losses import ce_dice, one_hot
 from maskmend.methods.base import (
     Batch,
@@ -52,7 +51,7 @@ class PintPosterior(EmaMethod):
     1. the teacher looks at every whole case once per epoch; its predictions are averaged over the epochs
        (temporal ensembling: K passes for the price of one forward pass per image and epoch);
     2. at the first look, every image gets the posterior `q` that its outline is one the images explain (see
-       `maskmend.appearance.explained`); at the second, a mask that is not believed is drawn wider or tighter, if that
+       `maskmend.convention.explained`); at the second, a mask that is not believed is drawn wider or tighter, if that
        makes its outline as well explained as the believed ones are (`Mender`), and is learnt like any other;
     3. where the images tell no two conventions apart, the teacher does: per case and class, the signed offset (mean
        thickness between the two boundaries, in voxels) and the disagreement that remains once volumes are matched
