@@ -181,3 +181,14 @@ def test_a_gpu_that_is_not_there_is_told_once(tmp_path, tiny, capsys, monkeypatc
     assert main(words) == 2
     assert capsys.readouterr().err.count("no CUDA device is visible") == 1
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_the_half_size_bench_has_the_flaws_of_the_published_protocol() -> None:
+    half = settings.load(ROOT / "bench/chest_xray.yaml")
+    whole = settings.load("literature")
+    assert {name: noise.kind for name, noise in half.noise.items()} == {
+        name: whole.noise[name].kind for name in half.noise
+    }
+    for name, data in half.data.items():
+        published = whole.data[name]
+        assert (data.noise, data.train, data.test) == (published.noise, published.train, published.test)
