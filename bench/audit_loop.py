@@ -4,9 +4,9 @@
     python bench/audit_loop.py report
 
 Works on the probabilities that `bench/audit.py train` has kept. The worst cases by the audit's own order, by
-1 - soft Dice and by chance are replaced by their true masks (a perfect annotator) or by the audit's suggestions (no
-annotator); then a plain network is trained, with the same seed for all choices, and scored on cases whose masks are
-true and which took no part before. Finished runs are not done again.
+1 - soft Dice, by cleanlab's label quality and by chance are replaced by their true masks (a perfect annotator) or by
+the audit's suggestions (no annotator); then a plain network is trained, with the same seed for all choices, and scored
+on cases whose masks are true and which took no part before. Finished runs are not done again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ import numpy as np
 
 TABLE = bench.RESULTS / "loop.json"
 TESTED = 100  # cases at most
-CHOICES = ("audit", "random", "1 - soft Dice")
+CHOICES = ("audit", "random", "1 - soft Dice", "cleanlab")
 SETTINGS = {
-    "hippocampus-2d": (),
-    "hc18": ("data.target_spacing_mm=[6,6]",),
+    ("hippocampus-2d", "assorted"): (),
+    ("hc18", "assorted"): ("data.target_spacing_mm=[6,6]",),
+    ("hippocampus-2d", "dilate"): (),
+    ("hippocampus-3d", "assorted"): ("train.batch=2",),
 }
 TRAINING = ("method.name=supervised", "device=cpu", "train.steps=200", "train.batch=8", "train.lr=0.01")
 
@@ -134,7 +136,8 @@ class Loop:
                 cases.append(replace(case, label=path))
             dataset = replace(self.given.dataset, cases=tuple(cases))
             seed = f"train.seed={self.scenario.seed}"
-            settings = [*bench.FAST, *TRAINING, *SETTINGS[self.scenario.data], "train.validation=none", seed]
+            own = SETTINGS[self.scenario.data, self.scenario.noise]
+            settings = [*bench.FAST, *TRAINING, *own, "train.validation=none", seed]
             began = time.process_time()
             run = train(dataset, Path(place) / "run", load(None, settings), command=[])
             seconds = time.process_time() - began
@@ -167,9 +170,12 @@ def _judged(folder: Path) -> bool:
     """Whether every case of a scenario has its probabilities."""
     from maskmend.audit.folds import PROBS
     from maskmend.audit.store import Store
+    from maskmend.data.images import label_suffix
 
-    masks = folder / "labels"
-    return masks.is_dir() and all(Store(folder / PROBS).has(path.stem) for path in masks.iterdir())
+    masks, store = folder / "labels", Store(folder / PROBS)
+    return masks.is_dir() and all(
+        store.has(path.name.removesuffix(label_suffix(path))) for path in masks.iterdir()
+    )
 
 
 def _rank(given: Any, probs: Mapping[str, np.ndarray], kept: Path) -> None:
@@ -177,11 +183,13 @@ def _rank(given: Any, probs: Mapping[str, np.ndarray], kept: Path) -> None:
     _, _, more = audit_score.maskmend(given, probs, label)
     ids = sorted(label)
     arrays = {f"suggested {i}": more["suggested"][i] for i in ids}
-    soft = np.array([audit_score.soft_dice_loss(probs[i], label[i]) for i in ids])
+    orders = {
+        "audit": more["priority"],
+        "1 - soft Dice": np.array([audit_score.soft_dice_loss(probs[i], label[i]) for i in ids]),
+        "cleanlab": -audit_score.cleanlab_quality(probs, label, ids),
+    }
     with kept.with_suffix(".part").open("wb") as file:
-        np.savez_compressed(
-            file, **{"ids": np.array(ids), "audit": more["priority"], "1 - soft Dice": soft}, **arrays
-        )
+        np.savez_compressed(file, ids=np.array(ids), **orders, **arrays)
     shutil.move(kept.with_suffix(".part"), kept)
 
 
@@ -250,15 +258,17 @@ def main() -> None:
 
     torch.set_num_threads(1)
     wanted = repairs([float(share) for share in given.shares.split(",")])[: given.most or None]
-    chosen = [s for s in bench.scenarios([int(x) for x in given.seeds.split(",")]) if s.noise == "assorted"]
     chosen = [
-        s for s in chosen if s.data in SETTINGS and given.only in s.name and _judged(given.cache / s.name)
+        s
+        for s in bench.scenarios([int(x) for x in given.seeds.split(",")])
+        if (s.data, s.noise) in SETTINGS and given.only in s.name and _judged(given.cache / s.name)
     ]
     loops: dict[str, Loop] = {}
     for repair in wanted:
         for scenario in chosen:
             rows = json.loads(given.table.read_text()) if given.table.exists() else []
-            place = {"data": scenario.data, "seed": scenario.seed, "repair": repair.name}
+            data = scenario.data if scenario.noise == "assorted" else f"{scenario.data}, {scenario.noise}"
+            place = {"data": data, "seed": scenario.seed, "repair": repair.name}
             if any(place.items() <= row.items() for row in rows):
                 continue
             if scenario.name not in loops:

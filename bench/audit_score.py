@@ -73,16 +73,11 @@ def rankings(
     truth: Mapping[str, np.ndarray],
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None, dict[str, Any]]]:
     """For each ranking: a score per case (high is bad), a map of all voxels or None, and further figures."""
-    from cleanlab.segmentation.rank import get_label_quality_scores
-
     ids = sorted(label)
     own = {i: np.take_along_axis(probs[i], label[i][None].astype(int), 0)[0] for i in ids}
     doubt = np.concatenate([1 - own[i].ravel() for i in ids])
-    plane = {i: (label[i].reshape(1, -1, label[i].shape[-1]).astype(int), _plane(probs[i])) for i in ids}
     began = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cleanlab = np.array([get_label_quality_scores(*plane[i], verbose=False)[0][0] for i in ids])
+    cleanlab = cleanlab_quality(probs, label, ids)
     seconds = {"cpu_seconds": round(time.process_time() - began, 2)}
     from maskmend.audit.estimate import priority
     from maskmend.audit.population import sigmoid
@@ -107,6 +102,18 @@ def rankings(
     }
 
 
+def cleanlab_quality(
+    probs: Mapping[str, np.ndarray], label: Mapping[str, np.ndarray], ids: Sequence[str]
+) -> np.ndarray:
+    """(N,) cleanlab's label quality scores with its defaults; low is bad."""
+    from cleanlab.segmentation.rank import get_label_quality_scores
+
+    plane = {i: (label[i].reshape(1, -1, label[i].shape[-1]).astype(int), _plane(probs[i])) for i in ids}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.array([get_label_quality_scores(*plane[i], verbose=False)[0][0] for i in ids])
+
+
 def _issues(
     probs: Mapping[str, np.ndarray], label: Mapping[str, np.ndarray], ids: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -129,12 +136,13 @@ def maskmend(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     from maskmend.audit.estimate import fit, priority
     from maskmend.audit.estimate import mean_dice as mean_known
+    from maskmend.audit.hearing import hear
     from maskmend.audit.kinds import case_kind
     from maskmend.audit.look import look_at
     from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
     from maskmend.audit.outlines import ask_images
     from maskmend.audit.selfcheck import SelfCheck
-    from maskmend.audit.suggest import suggest, with_images
+    from maskmend.audit.suggest import suggest
     from maskmend.data.images import read_header, read_image
 
     ids = sorted(label)
@@ -149,7 +157,7 @@ def maskmend(
     began = time.process_time()
     auditor = fit(looks, ids)
     fitted = time.process_time() - began
-    heard = ask_images(given.dataset.cases, given.dataset, progress=lambda: None)
+    witness = ask_images(given.dataset.cases, given.dataset, progress=lambda: None)
     images = {case.id: case.images for case in given.dataset.cases}
     keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "quality_alone")
     found: dict[str, list[Any]] = {key: [] for key in keys}
@@ -158,18 +166,19 @@ def maskmend(
         alone = auditor.judge(look)
         found["odds"].append(alone.odds)
         found["quality_alone"].append(mean_known(alone.dice(suggest(alone))))
-        opinion, better, _ = with_images(alone, read_image(images[look.case])[0], heard)
+        case = hear(alone, read_image(images[look.case])[0], witness)
+        opinion, better = case.opinion, case.suggested
         found["flawed"].append(opinion.flawed)
         found["quality"].append(mean_known(opinion.dice(better)))
         found["share"].append(priority(opinion.flawed, found["quality"][-1]))
-        found["noise"].append(look.whole(opinion.noise).ravel())
+        found["noise"].append(opinion.look.whole(opinion.noise).ravel())
         found["kinds"].append(case_kind(opinion, better)[0])
         whole = label[look.case].copy()
-        whole[look.box] = better
+        whole[opinion.look.box] = better
         suggested[look.case] = whole
         mixups.add(opinion, found["kinds"][-1])
-        if found["quality"][-1] < DOUBTED:
-            flips[look.case] = mirrored(opinion)
+        by_model = mirrored(opinion) if found["quality"][-1] < DOUBTED else 0.0
+        flips[look.case] = max(case.mirrored, by_model)
     seconds = time.process_time() - began
     kinds = dict(zip(ids, found["kinds"], strict=True))
     elsewhere = {case: sure for case, (_, sure) in mixups.elsewhere().items()}
@@ -180,7 +189,7 @@ def maskmend(
     check = SelfCheck.of(auditor, looks, ids).facts()
     return np.array(found["flawed"]), np.concatenate(found["noise"]), {
         "priority": np.array(found["share"]), "odds": np.array(found["odds"]),
-        "witness": np.array([heard(i) for i in ids]), "quality_alone": np.array(found["quality_alone"]),
+        "witness": np.array([witness(i) for i in ids]), "quality_alone": np.array(found["quality_alone"]),
         "quality": np.array(found["quality"]), "flawed": np.array(found["flawed"]), "kinds": kinds,
         "suggested": suggested, "rate": auditor.population.rate, "cpu_seconds": round(seconds, 2),
         "fit_seconds": round(fitted, 2), "check_auroc": check.get("auroc"), "check_kinds": check.get("kind_accuracy"),

@@ -198,12 +198,18 @@ class Mender:
         best = min(range(len(offsets)), key=errors.__getitem__)
         given = errors[offsets.index(0.0)]
         at_the_end = best in (0, len(offsets) - 1)
+        return None if at_the_end or not self.prefers(errors[best], given) else (offsets[best], distance)
+
+    def prefers(self, other: float, given: float) -> bool:
+        """Whether another outline is explained clearly better than the given one, and about as well as believed ones.
+
+        Args:
+            other, given: shares that stay unexplained.
+        """
         most, mean = self.plausible.tolist()
         # Where believed outlines are explained almost fully, a moved one, never quite the true one, is not.
         most = max(most, mean + NEARLY * (given - mean))
-        if at_the_end or errors[best] > min(given - LEAST_MEND, most):
-            return None
-        return offsets[best], distance
+        return bool(other <= min(given - LEAST_MEND, most))
 
     def unexplained(self, image: Tensor, mask: Tensor, valid: Tensor, index: int) -> float:
         """Share of any outline of a case that the images leave unexplained; infinite without an outline.

@@ -81,7 +81,7 @@ def test_suspects_are_mended(flawed: tuple[Path, set[str]], tmp_path: Path, caps
     assert set(written) == set(answer["mended"])
     assert len(written) >= 0.6 * len(wrong)
     assert len(set(written) - wrong) <= 1
-    assert f"{len(written)} of them mended" in answer["verdict"]
+    assert f"{len(written)} mended" in answer["verdict"]
     before, after = [], []
     for name, file in written.items():
         given, geometry = read_label(folder / "labels" / file.name)
@@ -97,6 +97,34 @@ def test_suspects_are_mended(flawed: tuple[Path, set[str]], tmp_path: Path, caps
         after.append(_dice(mended, truth))
     assert np.mean(after) > np.mean(before) + 0.08
     assert {file.name: file.read_bytes() for file in (folder / "labels").iterdir()} == originals
+
+
+def test_mirrored_masks_are_found_and_mirrored_back(tmp_path: Path, capsys) -> None:
+    """Three of forty masks are of the mirrored image; nothing else is wrong."""
+    make_phantom(tmp_path / "data", train=40, test=0, shape=(64, 64))
+    files = sorted((tmp_path / "data" / "labels").iterdir())
+    truth = {}
+    for file in files:
+        label, geometry = read_label(file)
+        if _dice(label, label[:, ::-1]) < 0.7 and len(truth) < 3:
+            truth[file.stem] = label
+            write_label(file, label[:, ::-1].copy(), geometry)
+    assert len(truth) == 3
+    capsys.readouterr()
+    table = tmp_path / "list.csv"
+    words = ["screen", str(tmp_path / "data"), "-o", str(table), "--mend", str(tmp_path / "mended"), "--json"]
+    assert main(words) == 0
+    answer = json.loads(capsys.readouterr().out)
+    found = {one["case"] for one in answer["cases"] if one["mirrored"] > 0}
+    assert found == set(truth)
+    assert "3 mirrored" in answer["verdict"]
+    rows = {row["case"]: row for row in csv.DictReader(table.open())}
+    assert {case for case, row in rows.items() if float(row["mirrored"]) > 0} == found
+    for case, label in truth.items():
+        assert answer["mended"][case] == 0
+        np.testing.assert_array_equal(read_label(tmp_path / "mended" / f"{case}.png")[0], label)
+    assert main(["screen", str(tmp_path / "data")]) == 0
+    assert "mirrored" in capsys.readouterr().out
 
 
 def test_nothing_is_replaced_by_mended_masks(flawed: tuple[Path, set[str]], capsys) -> None:

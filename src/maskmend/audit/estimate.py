@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ WAVER = (
     0.4  # share of the ordinary disagreement that is the mask's: fits injected flaws and a crowd's masks best
 )
 AGREED = 0.85  # usual overlap of mask and model above which the rest may be the mask's, as among annotators
+POOR = 0.5  # of what speaks against a mask, for a model that is lost: it is off about as often as the mask
 FORGIVEN = 0.1  # P(flawed) below which what speaks against a mask begins to be forgiven; all of it at 0
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
@@ -46,6 +47,8 @@ class Opinion:
         lost: how likely the model's verdict says nothing about this image.
         noise: (*B) float32, how likely each voxel's label is wrong.
         usual_overlap: of sound masks with their models, see `overlaps`.
+        doubt: by how many spreads the model's doubts about this image are above the usual.
+        rate: estimated share of flawed cases.
     """
 
     look: Look
@@ -54,11 +57,28 @@ class Opinion:
     lost: float
     noise: np.ndarray
     usual_overlap: float = 1.0
+    doubt: float = 0.0
+    rate: float = 0.0
 
     @property
     def flawed(self) -> float:
         """Probability that the case has an error."""
         return float(population.sigmoid(np.float64(self.odds)))
+
+    def lost_by(self, more: float) -> Opinion:
+        """The opinion when the model is lost on this image with this probability, beside what was known of that."""
+        noise = self.noise
+        if more > LEAST_LOST:
+            blind = self.rate * WRONG_IF_FLAWED * (1 - self.look.given)
+            noise = ((1 - more) * noise + more * np.where(noise > 0, blind, 0)).astype(np.float32)
+        odds = float(population.believed(np.float64(self.odds), np.float64(more), self.rate))
+        return replace(self, odds=odds, lost=1 - (1 - self.lost) * (1 - more), noise=noise)
+
+    def within(self, box: tuple[slice, ...]) -> Opinion:
+        """The opinion with a look that holds this box of the image as well."""
+        look = self.look.within(box)
+        noise = self.look.whole(self.noise)[look.box]
+        return self if look is self.look else replace(self, look=look, noise=noise)
 
     def confused(self) -> np.ndarray:
         """(K, K) expected voxels by given (row) and true (column) class."""
@@ -85,15 +105,17 @@ class Opinion:
 
         For a flawed mask half of it is the Dice to the suggested mask (*B), which may have heard the images; a quarter
         each what the model expects and the Dice to the mask that it decides for. Where one of them says nothing, the
-        others. What is missing to 1 counts by `held_against`.
+        others. As far as the model is lost: the Dice to a suggestion of the images, and without one half of what the
+        model's mask says. What is missing to 1 counts by `held_against`.
         """
-        label, classes = self.look.label, self.look.classes
-        decided = self.look.probs.argmax(axis=0)
-        heard = mask_dice(label, suggested, classes)
-        views = np.stack([self.dice_by_model(), mask_dice(label, decided, classes), heard, heard])
-        there = np.isfinite(views)
-        total = np.where(there, views, 0).sum(axis=0)
-        found = np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
+        label, classes, lost = self.look.label, self.look.classes, self.lost
+        heard, model = mask_dice(label, suggested, classes), self.dice_by_model()
+        decided = mask_dice(label, self.look.probs.argmax(axis=0), classes)
+        poor = 1 - POOR * (1 - np.where(np.isfinite(decided), decided, model))
+        changed = bool((suggested != label).any())  # a lost model suggests nothing, so it was the images
+        weights = [1 - lost, 1 - lost, 2 if changed else 2 * (1 - lost), 0 if changed else 4 * lost]
+        views = np.ma.masked_invalid([model, decided, heard, poor])
+        found = np.ma.filled(np.ma.average(views, axis=0, weights=weights), np.nan)
         return np.asarray(1 - self.held_against * (1 - found))
 
     @property
@@ -178,14 +200,11 @@ class Auditor:
         known = self.seen.get(look.fingerprint)
         look = self.calibration(look)
         evidence = known or gather(look)
-        verdicts, losses = self.population.verdict([evidence]), self.population.usual.lost([evidence])
-        verdict, lost = float(verdicts[0]), float(losses[0])
+        judge, usual = self.population, self.population.usual
+        verdict, lost, doubt = (float(f([evidence])[0]) for f in (judge.verdict, usual.lost, usual.excess))
         noise = self.voxels.noise(look, verdict)
-        if lost > LEAST_LOST:
-            blind = self.population.rate * WRONG_IF_FLAWED * (1 - look.given)
-            noise = ((1 - lost) * noise + lost * np.where(noise > 0, blind, 0)).astype(np.float32)
-        odds = float(self.population.believed(verdicts, losses)[0])
-        return Opinion(look, evidence, odds, lost, noise, self.usual_overlap)
+        sure = Opinion(look, evidence, verdict, 0.0, noise, self.usual_overlap, doubt, judge.rate)
+        return sure.lost_by(lost)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 
 from maskmend.audit import kinds
 from maskmend.audit.estimate import Opinion, mean_dice, priority
+from maskmend.audit.hearing import Heard
 from maskmend.audit.record import CaseRecord, ClassRecord, Kind
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.data.case import Case, Dataset, Geometry
@@ -31,31 +32,27 @@ class Judged:
 
 def judge_case(
     case: Case,
-    opinion: Opinion,
-    suggested: np.ndarray,
+    heard: Heard,
     values: np.ndarray,
     geometry: Geometry,
     dataset: Dataset,
     check: SelfCheck,
     out: Path,
     usual_mm: np.ndarray,
-    remark: str = "",
 ) -> Judged:
     """Write a case's noise map and suggestion, and say in a record what is thought of it.
 
     Args:
         case: the case.
-        opinion: of it.
-        suggested: (*B) the proposed mask.
+        heard: the opinion of it, and the proposed mask.
         values: the mask as file values (*S).
         geometry: of the mask.
         dataset: names classes and values.
         check: gives the interval of the quality.
         out: the audit folder.
         usual_mm: (K - 1,) signed offset of each class's outline from the model's in sound cases.
-        remark: on the suggestion.
     """
-    names = list(dataset.labels)
+    names, opinion, suggested = list(dataset.labels), heard.opinion, heard.suggested
     joint = opinion.confused()
     offsets = class_offsets(opinion) - usual_mm
     files: dict[str, Any] = _write(case, opinion, suggested, values, geometry, dataset, out)
@@ -88,7 +85,7 @@ def judge_case(
         shape=opinion.look.shape,
         components=kinds.components(opinion, suggested, names),
         classes=classes,
-        remark="; ".join(filter(None, (LOST if opinion.lost > 0.5 else "", remark))),
+        remark="; ".join(filter(None, (LOST if opinion.lost > 0.5 else "", heard.remark))),
         **files,
     )
     return Judged(record, joint, offsets)
@@ -152,14 +149,15 @@ def _write(
     files = {"noise_map": f"{NOISE}/{case.id}{suffix}"}
     noise = opinion.look.whole(np.rint(opinion.noise * 255).astype(np.uint8))
     write_image(out / files["noise_map"], noise, geometry)
-    changed = suggested != opinion.look.label
+    classes = np.array(list(dataset.labels.values()), values.dtype)
+    changed = (suggested != opinion.look.label) & np.isin(values[opinion.look.box], classes)
     target = out / SUGGESTED / f"{case.id}{suffix}"
     if not changed.any():
         target.unlink(missing_ok=True)  # of an earlier, interrupted audit
         return files
     better = values.copy()
     part = better[opinion.look.box]
-    part[changed] = np.array(list(dataset.labels.values()), values.dtype)[suggested[changed]]
+    part[changed] = classes[suggested[changed]]
     write_label(target, better, geometry)
     return files | {"suggested": f"{SUGGESTED}/{case.id}{suffix}"}
 

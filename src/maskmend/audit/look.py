@@ -90,6 +90,21 @@ class Look:
         """The same case with other probabilities (K, *B)."""
         return replace(self, probs=probs, memo={})
 
+    def within(self, box: tuple[slice, ...]) -> Look:
+        """The same case, cut so that this box of the image is in it too; what was cut away is surely background."""
+        around = tuple(
+            slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(self.box, box, strict=True)
+        )
+        if around == self.box:
+            return self
+        probs = np.stack(
+            [self.whole(one, fill=1.0 if k == 0 else LEAST)[around] for k, one in enumerate(self.probs)]
+        )
+        valid = None if self.valid is None else self.whole(self.valid, fill=True)[around]
+        return replace(
+            self, probs=probs, label=self.whole(self.label)[around], valid=valid, box=around, memo={}
+        )
+
     def whole(self, part: np.ndarray, fill: float = 0) -> np.ndarray:
         """A map (*B) on the image's own grid (*S), `fill` outside the box."""
         full: np.ndarray = np.full(self.shape, fill, part.dtype)

@@ -1,9 +1,9 @@
-"""Masks drawn wider or tighter to where the images explain them: no model of the object, no training."""
+"""Masks drawn wider, tighter or mirrored to where the images explain them: no model of the object, no training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,56 +27,52 @@ def free_folder(folder: Path) -> Path:
     return folder
 
 
-def mend_masks(
-    cases: Sequence[Case],
-    dataset: Dataset,
-    witness: ImageWitness,
-    folder: Path,
-    *,
-    max_voxels: int,
-    progress: Callable[[], object] = lambda: None,
-) -> dict[str, float]:
-    """Write the mended masks that the images ask for, one case in memory at a time.
+@dataclass(frozen=True)
+class Mended:
+    """A mask where its image explains it.
 
     Args:
-        cases: with masks that are suspected.
-        dataset: names classes, ignore value and spacing.
-        witness: what the images say of all masks.
-        folder: gets CASE with the suffix, the values and the grid of the given mask.
-        max_voxels: larger images are refused, as `data.max_voxels`.
-        progress: called after each case.
-
-    Returns:
-        By case that was mended, how far its outline went outwards, in mm (pixels where no spacing is known).
+        values: as file values (*S).
+        geometry: of the given mask.
+        outwards: how far the outline went outwards, in mm (pixels where no spacing is known); 0 if it is mirrored.
+        mirrored: how sure it is that the given mask is mirrored, in [0, 1]; 0: it is not.
     """
-    moved = {}
-    for case in cases:
-        found = mended(case, dataset, witness, max_voxels)
-        if found is not None:
-            values, geometry, outwards = found
-            assert case.label is not None
-            write_label(folder / f"{case.id}{label_suffix(case.label)}", values, geometry)
-            moved[case.id] = round(outwards, 3)
-        progress()
-    return moved
+
+    values: np.ndarray
+    geometry: Geometry
+    outwards: float = 0.0
+    mirrored: float = 0.0
+
+    def write(self, case: Case, folder: Path) -> None:
+        """As CASE with the suffix of the given mask."""
+        assert case.label is not None
+        write_label(folder / f"{case.id}{label_suffix(case.label)}", self.values, self.geometry)
 
 
 def mended(
-    case: Case, dataset: Dataset, witness: ImageWitness, max_voxels: int
-) -> tuple[np.ndarray, Geometry, float] | None:
-    """One mask: its values (*S), its geometry and how far outwards it went in mm; None where the image is content."""
+    case: Case, dataset: Dataset, witness: ImageWitness, *, max_voxels: int, move: bool = True
+) -> Mended | None:
+    """What the image makes of one suspected mask; None where it knows none better.
+
+    Args:
+        case: with a mask.
+        dataset: names classes, ignore value and spacing.
+        witness: what the images say of all masks.
+        max_voxels: larger images are refused, as `data.max_voxels`.
+        move: whether to look wider and tighter too, or only for a mirrored mask.
+    """
     if witness.mender is None or case.id not in witness.numbers:
         return None
     values, geometry, label, valid = read_mask(case, dataset)
     image = read_case(case, dataset, max_voxels=max_voxels)[0]
     given = Outlined(image, label, valid, dataset.spacing_mm or geometry.spacing_mm, witness, case.id)
-    found = given.mended()
-    if found is None:
-        return None
-    moved, outwards = found
     known = np.ones(label.shape, bool) if valid is None else valid
     table = np.array(list(dataset.labels.values()), values.dtype)
-    return np.where(known, table[moved], values), geometry, outwards
+    if (flipped := given.mirrored()) is not None:
+        return Mended(np.where(known, table[flipped[0]], values), geometry, mirrored=flipped[1])
+    if move and (found := given.mended()) is not None:
+        return Mended(np.where(known, table[found[0]], values), geometry, outwards=found[1])
+    return None
 
 
 @dataclass(frozen=True)
@@ -121,3 +117,20 @@ class Outlined:
         label = self.label if self.valid is None else extended(self.label, self.valid)
         distance = signed_distance(label > 0, self.spacing_mm)
         return moved_labels(label, distance, inwards, self.spacing_mm), -inwards
+
+    def mirrored(self) -> tuple[np.ndarray, float] | None:
+        """The label mirrored along an axis, if the images explain it clearly better so (*S), and how sure, in [0, 1].
+
+        As sure as the mirrored outline explains what the given one leaves unexplained, beyond what is usual. Where a
+        part of the label is not known it cannot be mirrored.
+        """
+        assert self.witness.mender is not None
+        if self.valid is not None and not self.valid.all():
+            return None
+        others = [replace(self, label=np.flip(self.label, axis).copy()) for axis in range(self.label.ndim)]
+        given, found = self.unexplained, [other.unexplained for other in others]
+        best = int(np.argmin(found))
+        if not self.witness.mender.prefers(found[best], given):
+            return None
+        usual = float(self.witness.mender.plausible[1])
+        return others[best].label, float(np.clip((given - found[best]) / max(given - usual, 1e-6), 0, 1))

@@ -167,6 +167,10 @@ class ImageWitness:
         """Whether the images speak of a case's outline, and against it."""
         return self.convention.get(case, 1.0) < FOLLOWS
 
+    def doubts(self, case: str) -> bool:
+        """Whether they speak against it, or explain nothing of it: a single odd mask breaks no convention."""
+        return self.disbelieves(case) or self.unexplained.get(case, 0.0) >= 1.0
+
 
 def ask_images(
     cases: Iterable[Case], dataset: Dataset, *, max_voxels: int = MAX_VOXELS, progress: Callable[[], object]

@@ -57,10 +57,14 @@ class Usual:
             middle_and_spread(np.stack([case.doubts for case in cases]), np.ones(len(cases))),
         )
 
+    def excess(self, cases: Sequence[Evidence]) -> np.ndarray:
+        """(N,) by how many spreads the model's doubts about a case are above the usual."""
+        above = (np.stack([case.doubts for case in cases]) - self.doubts[0]) / self.doubts[1]
+        return np.asarray(above.max(axis=1))
+
     def lost(self, cases: Sequence[Evidence]) -> np.ndarray:
-        """(N,) how likely the model's verdict says nothing about a case."""
-        excess = (np.stack([case.doubts for case in cases]) - self.doubts[0]) / self.doubts[1]
-        return sigmoid((excess.max(axis=1) - LOST[0]) / LOST[1])
+        """(N,) how likely the model's verdict says nothing about a case, by its doubts alone."""
+        return sigmoid((self.excess(cases) - LOST[0]) / LOST[1])
 
     @property
     def offsets(self) -> np.ndarray:
@@ -152,11 +156,17 @@ class Judge:
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) the same, with what is known where the model is lost: the estimated share of flawed cases."""
-        return self.believed(self.verdict(cases), self.usual.lost(cases))
+        return believed(self.verdict(cases), self.usual.lost(cases), self.rate)
 
-    def believed(self, verdict: np.ndarray, lost: np.ndarray) -> np.ndarray:
-        """(N,) `log_odds` from `verdict` (N,) and the probability (N,) that the model is lost."""
-        return logit(lost * self.rate + (1 - lost) * sigmoid(verdict))
+
+def believed(verdict: np.ndarray, lost: np.ndarray, rate: float) -> np.ndarray:
+    """Log odds that cases are flawed, (N,), from the models' own and the probability that these say nothing.
+
+    Args:
+        verdict: (N,) log odds. lost: (N,) in [0, 1].
+        rate: share of flawed cases, which is all that is known where a model is lost.
+    """
+    return logit(lost * rate + (1 - lost) * sigmoid(verdict))
 
 
 def first_trust(cases: Sequence[Evidence], trusted: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from maskmend.audit.estimate import Auditor
 from maskmend.audit.export import FOLDER as EXPORTS
 from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
+from maskmend.audit.hearing import hear
 from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
 from maskmend.audit.look import Look, open_case
 from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
@@ -30,7 +31,6 @@ from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck, weakness
 from maskmend.audit.sources import Probs, ProbsFolder, stored
 from maskmend.audit.store import Store
-from maskmend.audit.suggest import with_images
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
@@ -264,14 +264,12 @@ def _judged(
         for case in job.cases:
             look, values, geometry = open_case(case, job.dataset, probs)
             image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
-            opinion, suggested, remark = with_images(auditor.judge(look), image, witness)
-            done = judge_case(
-                case, opinion, suggested, values, geometry, job.dataset, check, job.out, usual, remark
-            )
+            heard = hear(auditor.judge(look), image, witness)
+            opinion = heard.opinion
+            done = judge_case(case, heard, values, geometry, job.dataset, check, job.out, usual)
             totals.add(done.joint, done.offsets_mm, done.record.rater, done.record.site)
             mixups.add(opinion, done.record.kind)
-            if done.record.quality < DOUBTED:
-                flips[case.id] = mirrored(opinion)
+            flips[case.id] = max(heard.mirrored, mirrored(opinion) if done.record.quality < DOUBTED else 0.0)
             classes = dict(job.dataset.labels)
             found = structure_findings(values, look.spacing_mm, classes, image)
             voxel = float(np.prod(look.spacing_mm))

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskmend.audit.mending import free_folder, mend_masks
+from maskmend.audit.mending import free_folder, mended
 from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import FOLLOWS, ask_images
 from maskmend.config import DataConfig
@@ -32,6 +32,7 @@ class Screened:
         unexplained: share of the outline that the looks of other outlines leave unexplained, 0 none, 1 or more all.
         convention: how likely it follows the convention that the images explain best, in [0, 1]; 1 for all where
             there is one convention only.
+        mirrored: how sure it is that the mask is mirrored, in [0, 1]; 0: it fits no better so.
         label: the mask's path.
     """
 
@@ -39,6 +40,7 @@ class Screened:
     odds: float
     unexplained: float
     convention: float
+    mirrored: float
     label: str
 
 
@@ -49,8 +51,8 @@ class Screening:
     Args:
         cases: the masks.
         silent: ids of cases of which the images say nothing (empty masks).
-        mended: how far outwards the outlines of written masks went, in mm (pixels where no spacing is known), by case;
-            None: it was not asked for.
+        mended: how far outwards the outlines of written masks went, in mm (pixels where no spacing is known; 0 for the
+            mirrored), by case; None: it was not asked for.
     """
 
     cases: tuple[Screened, ...]
@@ -60,12 +62,14 @@ class Screening:
     def verdict(self) -> str:
         """What came out, in one sentence."""
         others = sum(one.convention < FOLLOWS for one in self.cases)
-        if not others:
-            return (
-                f"one way of drawing in {len(self.cases)} masks; the first in the list fit their images least"
-            )
-        verdict = f"{others} of {len(self.cases)} masks are drawn otherwise than the images explain best"
-        return verdict if self.mended is None else f"{verdict}; {len(self.mended)} of them mended"
+        verdict = (
+            f"one way of drawing in {len(self.cases)} masks; the first in the list fit their images least"
+        )
+        if others:
+            verdict = f"{others} of {len(self.cases)} masks are drawn otherwise than the images explain best"
+        if flipped := sum(one.mirrored > 0 for one in self.cases):
+            verdict += f"; {flipped} mirrored"
+        return verdict if self.mended is None else f"{verdict}; {len(self.mended)} mended"
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -90,11 +94,11 @@ class Screening:
 
         table = Table(title=self.verdict(), title_justify="left")
         table.add_column("case", overflow="fold")
-        several = any(one.convention < FOLLOWS for one in self.cases)
+        several = any(one.convention < FOLLOWS or one.mirrored > 0 for one in self.cases)
         for name in ("odds", "unexplained", *(["best convention"] if several else [])):
             table.add_column(name, justify="right")
         for one in self.cases[:SHOWN]:
-            last = [f"{one.convention:.0%}"] if several else []
+            last = ["mirrored" if one.mirrored > 0 else f"{one.convention:.0%}"] if several else []
             table.add_row(one.case, f"{one.odds:+.1f}", f"{one.unexplained:.0%}", *last)
         return table
 
@@ -115,8 +119,8 @@ def screen(
     Args:
         source: a data set in any layout.
         data: how to read it.
-        mend: a new folder for masks of suspects, drawn wider or tighter to where the images explain them; only those
-            that are then explained about as well as the others. The given masks stay as they are.
+        mend: a new folder for masks of suspects, drawn wider, tighter or mirrored to where the images explain them;
+            only those that are then explained about as well as the others. The given masks stay as they are.
         progress: called with how many cases are done and how many there are.
 
     Raises:
@@ -133,22 +137,33 @@ def screen(
         max_voxels=settings.max_voxels,
         progress=lambda: progress(next(done), len(cases)),
     )
+    silent = tuple(case.id for case in cases if case.id not in witness.odds)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    mirrored, moved = {}, {}
+    for case in cases:
+        if not witness.doubts(case.id):
+            continue
+        move = folder is not None and witness.disbelieves(case.id)
+        better = mended(case, dataset, witness, max_voxels=settings.max_voxels, move=move)
+        if better is None:
+            continue
+        if better.mirrored > 0:
+            mirrored[case.id] = round(better.mirrored, 4)
+        if folder is not None:
+            better.write(case, folder)
+            moved[case.id] = round(better.outwards, 3)
     found = [
         Screened(
             case.id,
             round(witness.odds[case.id], 4),
             round(witness.unexplained[case.id], 4),
             round(witness.convention[case.id], 4),
+            mirrored.get(case.id, 0.0),
             str(case.label),
         )
         for case in cases
         if case.id in witness.odds
     ]
-    silent = tuple(case.id for case in cases if case.id not in witness.odds)
     ranked = tuple(sorted(found, key=lambda one: (-one.odds, -one.unexplained, one.case)))
-    if folder is None:
-        return Screening(ranked, silent)
-    folder.mkdir(parents=True, exist_ok=True)
-    suspects = [case for case in cases if witness.disbelieves(case.id)]
-    moved = mend_masks(suspects, dataset, witness, folder, max_voxels=settings.max_voxels)
-    return Screening(ranked, silent, moved)
+    return Screening(ranked, silent, None if folder is None else moved)

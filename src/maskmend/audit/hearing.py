@@ -1,0 +1,159 @@
+"""What an opinion becomes once it has heard the image: whether the model is lost, and which mask to suggest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from maskmend.audit.estimate import Opinion, mask_dice, mean_dice
+from maskmend.audit.look import Look, bounding_box
+from maskmend.audit.mending import Outlined
+from maskmend.audit.outlines import ImageWitness
+from maskmend.audit.population import logit, sigmoid
+from maskmend.audit.suggest import suggest
+
+SAME = 0.5
+"""Share of a change that must be of the outline, and Dice of each class, for it to be a matter of the outline."""
+
+DOUBTING = (1.5, 0.5)
+"""Spreads above the usual doubt at which a model is half suspected to be lost, and how sharply."""
+
+UNSEEN = (0.1, 0.05)
+"""Share that the images leave unexplained of what the model sees, beyond the believed outlines: likewise."""
+
+LEAST_DOUBT = 0.05
+"""Suspicion below which the images are not asked what they think of a model."""
+
+HEARD = 0.9
+"""How likely a voxel is wrong that the images would change, in a mask that is surely flawed."""
+
+KEPT_DOUBT = 0.3
+"""What is left of the model's doubts about a mask that the images keep."""
+
+KEPT = "the images explain the given outline better than the model's, so it was kept"
+MIRRORED = "suggested is the given mask mirrored, where the images explain it"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is thought of a case after its image was heard.
+
+    Args:
+        opinion: with the images' odds; its look may be wider than before.
+        suggested: (*B) class indices, in the box of the opinion's look.
+        remark: what the images had to say of the suggestion; "" for nothing.
+        mirrored: how sure it is that the mask is mirrored, in [0, 1]; 0: not at all.
+    """
+
+    opinion: Opinion
+    suggested: np.ndarray
+    remark: str = ""
+    mirrored: float = 0.0
+
+
+def hear(opinion: Opinion, image: np.ndarray, witness: ImageWitness) -> Heard:
+    """The opinion of a case that has heard its image (C, *S) too, and the mask to suggest."""
+    opinion = opinion.lost_by(misled(opinion, image, witness))
+    opinion = replace(opinion, odds=opinion.odds + witness(opinion.look.case))
+    found = mirrored(opinion.look, image, witness)
+    if found is not None:
+        opinion = opinion.within(bounding_box(found[0] > 0))
+        opinion = replace(opinion, odds=max(opinion.odds, float(logit(np.float64(found[1])))))
+        better, remark, sure = found[0][opinion.look.box], MIRRORED, found[1]
+    else:
+        (better, remark), sure = advised(opinion.look, suggest(opinion), image, witness), 0.0
+    if remark:
+        opinion = replace(opinion, noise=_heard_noise(opinion, better))
+    return Heard(opinion, better, remark, sure)
+
+
+def _heard_noise(opinion: Opinion, suggested: np.ndarray) -> np.ndarray:
+    """(*B) the noise of an opinion whose suggestion (*B) the images made: they know of the voxels that it changes."""
+    changed = suggested != opinion.look.label
+    if not changed.any():
+        return (KEPT_DOUBT * opinion.noise).astype(np.float32)
+    return np.where(changed, np.maximum(opinion.noise, HEARD * opinion.flawed), opinion.noise).astype(
+        np.float32
+    )
+
+
+def misled(opinion: Opinion, image: np.ndarray, witness: ImageWitness) -> float:
+    """How likely a model is lost on an image (C, *S), in [0, 1].
+
+    Two witnesses must agree: the model doubts more than usual, *and* the image explains the outline that it sees worse
+    than it explains the outlines that are believed. Doubts alone are an image's difficulty as often as a model's
+    failure. Measured on assorted flaws of HC18 (five seeds), hippocampus slices and a crowd's masks (two each).
+    """
+    doubting = float(sigmoid(np.float64((opinion.doubt - DOUBTING[0]) / DOUBTING[1])))
+    look = opinion.look
+    if doubting < LEAST_DOUBT or witness.mender is None or look.case not in witness.numbers:
+        return 0.0
+    seen = _outlined(look, look.probs.argmax(axis=0).astype(np.uint8), image, witness).unexplained
+    most = max(1.0, float(witness.mender.plausible[0]) + UNSEEN[0])
+    return doubting * float(sigmoid(np.float64((seen - most) / UNSEEN[1]))) if np.isfinite(seen) else 0.0
+
+
+def mirrored(look: Look, image: np.ndarray, witness: ImageWitness) -> tuple[np.ndarray, float] | None:
+    """A doubted mask mirrored along an axis (*S) and how sure that is, if the image explains it so; else None."""
+    if witness.mender is None or not witness.doubts(look.case):
+        return None
+    return _outlined(look, look.label, image, witness).mirrored()
+
+
+def advised(
+    look: Look, suggested: np.ndarray, image: np.ndarray, witness: ImageWitness
+) -> tuple[np.ndarray, str]:
+    """What the images say of a suggestion that rests on a model: the mask (*B) to suggest, and a remark on it.
+
+    - An outline that the images believe is not exchanged for one that they explain worse. They see outlines only:
+      where a class is missing, or drawn as another, they are not asked.
+    - An outline that they disbelieve is drawn wider or tighter instead, as `screen --mend` does, if that is explained
+      better than the suggestion and brings the mask nearer to the model: two witnesses who do not know of one another.
+
+    Measured on assorted flaws of hippocampus slices and of HC18, two seeds each; see docs/results/audit.
+
+    Args:
+        look: of the case, with calibrated probabilities.
+        suggested: (*B) class indices.
+        image: (C, *S), any numbers.
+        witness: what the images say of all masks.
+    """
+    if witness.mender is None or look.case not in witness.numbers:
+        return suggested, ""
+
+    def outlined(label: np.ndarray) -> Outlined:
+        return _outlined(look, label, image, witness)
+
+    given = outlined(look.label)
+    if not witness.disbelieves(look.case):
+        if (
+            not _of_the_outline(look.label, suggested, look.classes)
+            or outlined(suggested).unexplained <= given.unexplained
+        ):
+            return suggested, ""
+        return look.label.copy(), KEPT
+    found = given.mended()
+    if found is None:
+        return suggested, ""
+    moved, outwards = found[0][look.box].astype(np.uint8), found[1]
+    if look.valid is not None:
+        moved = np.where(look.valid, moved, look.label)
+    model = look.probs.argmax(axis=0)
+    before, after = (mean_dice(mask_dice(one, model, look.classes)) for one in (look.label, moved))
+    if after <= before or outlined(moved).unexplained >= outlined(suggested).unexplained:
+        return suggested, ""
+    way = "wider" if outwards > 0 else "tighter"
+    return moved, f"suggested is the given outline {abs(outwards):.1f} mm {way}, where the images explain it"
+
+
+def _outlined(look: Look, label: np.ndarray, image: np.ndarray, witness: ImageWitness) -> Outlined:
+    valid = None if look.valid is None else look.whole(look.valid, fill=True)
+    return Outlined(image, look.whole(label), valid, look.spacing_mm, witness, look.case)
+
+
+def _of_the_outline(given: np.ndarray, suggested: np.ndarray, classes: int) -> bool:
+    """Whether two masks differ by the outline of the foreground, and not by what is drawn or as what."""
+    changed = int((given != suggested).sum())
+    outside = int(((given > 0) != (suggested > 0)).sum())
+    return outside > SAME * changed and float(np.nanmin(mask_dice(given, suggested, classes))) > SAME
