@@ -205,6 +205,19 @@ def test_being_lost_mixes_with_what_is_known() -> None:
     assert poor.dice(wide)[0] == pytest.approx(1 - 0.5 * (1 - by_model), abs=0.01)
 
 
+def test_a_sound_outline_does_not_excuse_its_content(witness: ImageWitness) -> None:
+    """The images acquit an outline, but not a mask whose classes are exchanged or of which one is left out."""
+    number = next(n for n in range(1, COUNT) if n % 4 and witness(str(n)) < -1)
+    image, truth = scene(number)
+    right = drawn(truth, 0)
+    right[: SIZE // 2] *= 2
+    swapped, without = np.array([0, 2, 1], np.uint8)[right], np.minimum(right, 1)
+    for label, excused in ((right, True), (swapped, False), (without, False)):
+        before = judged(look_of(number, label, model(right, 3)), odds=1.0)
+        after = hear(before, image, witness).opinion.odds
+        assert after == pytest.approx(1.0 + excused * witness(str(number)))
+
+
 def off_centre(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """As `scene`, the disc to the left."""
     image, truth = scene(seed)

@@ -55,7 +55,9 @@ class Heard:
 def hear(opinion: Opinion, image: np.ndarray, witness: ImageWitness) -> Heard:
     """The opinion of a case that has heard its image (C, *S) too, and the mask to suggest."""
     opinion = opinion.lost_by(misled(opinion, image, witness))
-    opinion = replace(opinion, odds=opinion.odds + witness(opinion.look.case))
+    odds = witness(opinion.look.case)
+    if odds > 0 or not _beyond_images(opinion.look):
+        opinion = replace(opinion, odds=opinion.odds + odds)
     found = mirrored(opinion.look, image, witness)
     if found is not None:
         opinion = opinion.within(bounding_box(found[0] > 0))
@@ -150,6 +152,18 @@ def advised(
 def _outlined(look: Look, label: np.ndarray, image: np.ndarray, witness: ImageWitness) -> Outlined:
     valid = None if look.valid is None else look.whole(look.valid, fill=True)
     return Outlined(image, look.whole(label), valid, look.spacing_mm, witness, look.case)
+
+
+def _beyond_images(look: Look) -> bool:
+    """Whether the model objects to something that no outline shows: a class left out, or taken for another.
+
+    Then a sound outline does not speak for the mask.
+    """
+    decided = look.probs.argmax(axis=0)
+    if np.setdiff1d(decided, look.label).size:
+        return True
+    changed = int((look.label != decided).sum())
+    return int(((look.label > 0) != (decided > 0)).sum()) < SAME * changed
 
 
 def _of_the_outline(given: np.ndarray, suggested: np.ndarray, classes: int) -> bool:
