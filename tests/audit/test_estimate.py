@@ -94,7 +94,7 @@ def test_the_estimated_dice_of_a_flawed_mask_is_half_the_models_and_half_that_to
 ) -> None:
     world, _, opinions = known
     for case in world.ids:
-        opinion, label = replace(opinions[case], odds=60.0), opinions[case].look.label
+        opinion, label = replace(opinions[case], odds=60.0, lost=0.0), opinions[case].look.label
         for suggested in (label, suggest(opinion), np.zeros_like(label)):
             found, by_model = opinion.dice(suggested), opinion.dice_by_model()
             for k in range(1, opinion.look.classes):
