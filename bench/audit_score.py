@@ -139,7 +139,7 @@ def maskmend(
     from maskmend.audit.hearing import hear
     from maskmend.audit.kinds import case_kind
     from maskmend.audit.look import look_at
-    from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
+    from maskmend.audit.mixups import Mixups, flipped
     from maskmend.audit.outlines import ask_images
     from maskmend.audit.selfcheck import SelfCheck
     from maskmend.audit.suggest import suggest
@@ -177,8 +177,7 @@ def maskmend(
         whole[opinion.look.box] = better
         suggested[look.case] = whole
         mixups.add(opinion, found["kinds"][-1])
-        by_model = mirrored(opinion) if found["quality"][-1] < DOUBTED else 0.0
-        flips[look.case] = max(case.mirrored, by_model)
+        flips[look.case] = flipped(opinion, found["quality"][-1], case.mirrored)
     seconds = time.process_time() - began
     kinds = dict(zip(ids, found["kinds"], strict=True))
     elsewhere = {case: sure for case, (_, sure) in mixups.elsewhere().items()}

@@ -200,11 +200,11 @@ class Auditor:
         known = self.seen.get(look.fingerprint)
         look = self.calibration(look)
         evidence = known or gather(look)
-        judge, usual = self.population, self.population.usual
-        verdict, lost, doubt = (float(f([evidence])[0]) for f in (judge.verdict, usual.lost, usual.excess))
+        judge = self.population
+        verdict, doubt = (float(f([evidence])[0]) for f in (judge.verdict, judge.usual.excess))
         noise = self.voxels.noise(look, verdict)
         sure = Opinion(look, evidence, verdict, 0.0, noise, self.usual_overlap, doubt, judge.rate)
-        return sure.lost_by(lost)
+        return sure.lost_by(float(population.lost_at(np.float64(doubt))))
 
 
 @dataclass

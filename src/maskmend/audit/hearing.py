@@ -89,8 +89,9 @@ def misled(opinion: Opinion, image: np.ndarray, witness: ImageWitness) -> float:
     """
     doubting = float(sigmoid(np.float64((opinion.doubt - DOUBTING[0]) / DOUBTING[1])))
     look = opinion.look
-    if doubting < LEAST_DOUBT or witness.mender is None or look.case not in witness.numbers:
+    if doubting < LEAST_DOUBT or not witness.knows(look.case):
         return 0.0
+    assert witness.mender is not None
     seen = _outlined(look, look.probs.argmax(axis=0).astype(np.uint8), image, witness).unexplained
     most = max(1.0, float(witness.mender.plausible[0]) + UNSEEN[0])
     return doubting * float(sigmoid(np.float64((seen - most) / UNSEEN[1]))) if np.isfinite(seen) else 0.0
@@ -98,9 +99,7 @@ def misled(opinion: Opinion, image: np.ndarray, witness: ImageWitness) -> float:
 
 def mirrored(look: Look, image: np.ndarray, witness: ImageWitness) -> tuple[np.ndarray, float] | None:
     """A doubted mask mirrored along an axis (*S) and how sure that is, if the image explains it so; else None."""
-    if witness.mender is None or not witness.doubts(look.case):
-        return None
-    return _outlined(look, look.label, image, witness).mirrored()
+    return _outlined(look, look.label, image, witness).mirrored() if witness.doubts(look.case) else None
 
 
 def advised(
@@ -121,7 +120,7 @@ def advised(
         image: (C, *S), any numbers.
         witness: what the images say of all masks.
     """
-    if witness.mender is None or look.case not in witness.numbers:
+    if not witness.knows(look.case):
         return suggested, ""
 
     def outlined(label: np.ndarray) -> Outlined:
@@ -162,12 +161,16 @@ def _beyond_images(look: Look) -> bool:
     decided = look.probs.argmax(axis=0)
     if np.setdiff1d(decided, look.label).size:
         return True
-    changed = int((look.label != decided).sum())
-    return int(((look.label > 0) != (decided > 0)).sum()) < SAME * changed
+    changed, outside = _differing(look.label, decided)
+    return outside < SAME * changed
 
 
 def _of_the_outline(given: np.ndarray, suggested: np.ndarray, classes: int) -> bool:
     """Whether two masks differ by the outline of the foreground, and not by what is drawn or as what."""
-    changed = int((given != suggested).sum())
-    outside = int(((given > 0) != (suggested > 0)).sum())
+    changed, outside = _differing(given, suggested)
     return outside > SAME * changed and float(np.nanmin(mask_dice(given, suggested, classes))) > SAME
+
+
+def _differing(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
+    """In how many voxels two masks differ, and in how many by foreground against background."""
+    return int((first != second).sum()), int(((first > 0) != (second > 0)).sum())

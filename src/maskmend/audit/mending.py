@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def mended(
         max_voxels: larger images are refused, as `data.max_voxels`.
         move: whether to look wider and tighter too, or only for a mirrored mask.
     """
-    if witness.mender is None or case.id not in witness.numbers:
+    if not witness.knows(case.id):
         return None
     values, geometry, label, valid = read_mask(case, dataset)
     image = read_case(case, dataset, max_voxels=max_voxels)[0]
@@ -95,11 +96,11 @@ class Outlined:
     witness: ImageWitness
     case: str
 
-    @property
+    @cached_property
     def _part(self) -> Scaled:
         return scaled(self.image, self.label, self.spacing_mm, self.valid)
 
-    @property
+    @cached_property
     def unexplained(self) -> float:
         """Share of the outline that the looks of others leave unexplained; infinite without an outline."""
         assert self.witness.mender is not None

@@ -35,6 +35,16 @@ def mirrored(opinion: Opinion) -> float:
     return explained if best > FITS and explained > EXPLAINS else 0.0
 
 
+def flipped(opinion: Opinion, quality: float, by_image: float) -> float:
+    """How sure it is that a mask is mirrored, in [0, 1], by its image or, if it is a poor one, by the model.
+
+    Args:
+        opinion: of the case. quality: its estimated Dice.
+        by_image: how sure the image is.
+    """
+    return max(by_image, mirrored(opinion) if quality < DOUBTED else 0.0)
+
+
 def soft_dice(mask: np.ndarray, likely: np.ndarray) -> float:
     """2 sum(mask likely) / (sum mask + sum likely), of arrays of one shape."""
     return float(2 * (mask * likely).sum() / max(float(mask.sum() + likely.sum()), 1e-6))

@@ -163,6 +163,10 @@ class ImageWitness:
         """What to add to the log odds of a case; 0 where nothing is said."""
         return self.odds.get(case, 0.0)
 
+    def knows(self, case: str) -> bool:
+        """Whether the images have learnt what to say of a case's outline, or of any other drawn there."""
+        return self.mender is not None and case in self.numbers
+
     def disbelieves(self, case: str) -> bool:
         """Whether the images speak of a case's outline, and against it."""
         return self.convention.get(case, 1.0) < FOLLOWS

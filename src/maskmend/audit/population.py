@@ -64,7 +64,7 @@ class Usual:
 
     def lost(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) how likely the model's verdict says nothing about a case, by its doubts alone."""
-        return sigmoid((self.excess(cases) - LOST[0]) / LOST[1])
+        return lost_at(self.excess(cases))
 
     @property
     def offsets(self) -> np.ndarray:
@@ -157,6 +157,11 @@ class Judge:
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) the same, with what is known where the model is lost: the estimated share of flawed cases."""
         return believed(self.verdict(cases), self.usual.lost(cases), self.rate)
+
+
+def lost_at(excess: np.ndarray) -> np.ndarray:
+    """How likely a model is lost that doubts by so many spreads more than usual."""
+    return sigmoid((excess - LOST[0]) / LOST[1])
 
 
 def believed(verdict: np.ndarray, lost: np.ndarray, rate: float) -> np.ndarray:

@@ -24,7 +24,7 @@ from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cas
 from maskmend.audit.hearing import hear
 from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
 from maskmend.audit.look import Look, open_case
-from maskmend.audit.mixups import DOUBTED, Mixups, mirrored
+from maskmend.audit.mixups import Mixups, flipped
 from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import ImageWitness, ask_images
 from maskmend.audit.record import CaseRecord
@@ -269,7 +269,7 @@ def _judged(
             done = judge_case(case, heard, values, geometry, job.dataset, check, job.out, usual)
             totals.add(done.joint, done.offsets_mm, done.record.rater, done.record.site)
             mixups.add(opinion, done.record.kind)
-            flips[case.id] = max(heard.mirrored, mirrored(opinion) if done.record.quality < DOUBTED else 0.0)
+            flips[case.id] = flipped(opinion, done.record.quality, heard.mirrored)
             classes = dict(job.dataset.labels)
             found = structure_findings(values, look.spacing_mm, classes, image)
             voxel = float(np.prod(look.spacing_mm))
