@@ -139,7 +139,7 @@ def maskmend(
     from maskmend.audit.hearing import hear
     from maskmend.audit.kinds import case_kind
     from maskmend.audit.look import look_at
-    from maskmend.audit.mixups import Mixups, flipped
+    from maskmend.audit.mixups import Trace, elsewhere, flipped
     from maskmend.audit.outlines import ask_images
     from maskmend.audit.selfcheck import SelfCheck
     from maskmend.audit.suggest import suggest
@@ -161,7 +161,7 @@ def maskmend(
     images = {case.id: case.images for case in given.dataset.cases}
     keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "quality_alone")
     found: dict[str, list[Any]] = {key: [] for key in keys}
-    suggested, mixups, flips = {}, Mixups(), {}
+    suggested, traces, flips = {}, [], {}
     for look in looks(ids):
         alone = auditor.judge(look)
         found["odds"].append(alone.odds)
@@ -176,14 +176,14 @@ def maskmend(
         whole = label[look.case].copy()
         whole[opinion.look.box] = better
         suggested[look.case] = whole
-        mixups.add(opinion, found["kinds"][-1])
+        traces.append(Trace.of(opinion, found["kinds"][-1]))
         flips[look.case] = flipped(opinion, found["quality"][-1], case.mirrored)
     seconds = time.process_time() - began
     kinds = dict(zip(ids, found["kinds"], strict=True))
-    elsewhere = {case: sure for case, (_, sure) in mixups.elsewhere().items()}
-    kinds |= dict.fromkeys(elsewhere, "wrong file")
+    others = {case: sure for case, (_, sure) in elsewhere(traces).items()}
+    kinds |= dict.fromkeys(others, "wrong file")
     kinds |= {
-        case: "left-right flip" for case, sure in flips.items() if sure > 0 and sure >= elsewhere.get(case, 0)
+        case: "left-right flip" for case, sure in flips.items() if sure > 0 and sure >= others.get(case, 0)
     }
     check = SelfCheck.of(auditor, looks, ids).facts()
     return np.array(found["flawed"]), np.concatenate(found["noise"]), {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maskmend import fanout
 from maskmend.answers import json_text, print_json, print_rich
 from maskmend.ending import ended
 from maskmend.errors import UsageError
@@ -48,6 +49,12 @@ PhiSafe = Annotated[
 ]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Execute a method or network that the run brings along.")
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes", min=1, help="Cases at the same time; as cores and memory allow.", show_default=False
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")]
 
@@ -245,6 +252,7 @@ def audit(
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Folds at the same time; 0: in this process.")
     ] = 0,
+    processes: Processes = None,
     export: Annotated[
         int,
         typer.Option(
@@ -261,10 +269,13 @@ def audit(
     _hide_names(phi_safe, out)
     given = [*(settings or []), *([f"audit.folds={folds}"] if folds else [])]
     options = _load(config, [*given, *([f"method.name={method}"] if method else [])])
+    if processes != 1 and probs:
+        fanout.prepare("maskmend.audit.run", "maskmend.audit.report")
     from maskmend.audit.run import audit as run_audit
 
     how: dict[str, Any] = {
         "workers": workers,
+        "processes": processes,
         "overwrite": overwrite,
         "trust_code": trust_code,
         "export": export,
@@ -289,6 +300,7 @@ def screen(
         Path | None,
         typer.Option("--mend", help="New folder for suspects' masks, drawn where the images explain them."),
     ] = None,
+    processes: Processes = None,
     config: File = None,
     phi_safe: PhiSafe = None,
     as_json: Json = False,
@@ -296,11 +308,13 @@ def screen(
     """Rank masks by how little their images explain the outlines: quick, no training, outlines only."""
     _hide_names(phi_safe, out)
     options = _load(config, settings, "data")
+    if processes != 1:
+        fanout.prepare("maskmend.audit.screen")
     from maskmend.audit.screen import screen as run_screen
     from maskmend.data.atomic import write_text
 
     with counter("looking at outlines") as progress:
-        answer = run_screen(dataset, options.data, mend=mend, progress=progress)
+        answer = run_screen(dataset, options.data, mend=mend, processes=processes, progress=progress)
     if out:
         write_text(out, answer.to_csv())
     print_json(answer.to_json()) if as_json else print_rich(answer.to_table())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from maskmend.machine import memory_gib, usable_cores
 
 CORE = (
     "maskmend", "torch", "monai", "numpy", "scipy", "scikit-image", "nibabel", "pillow", "pydantic", "typer",
@@ -31,7 +32,7 @@ def examine() -> dict[str, Any]:
         "missing_extras": missing,
         "cores": usable_cores(),
         **_torch_facts(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": memory_gib(),
         "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         "problems": _problems(),
     }
@@ -50,12 +51,6 @@ def describe(facts: dict[str, Any]) -> str:
         lines.append(f"{'optional':<18}{', '.join(absent)} not installed: pip install 'maskmend[{extra}]'")
     lines += [f"{'problem':<18}{problem}" for problem in facts["problems"]]
     return "\n".join(line for line in lines if line)
-
-
-def usable_cores() -> int:
-    """Cores this process may use, which is fewer than the machine has in a container or on a cluster."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _version(name: str) -> str | None:
@@ -77,29 +72,6 @@ def _torch_facts() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     return {"devices": devices, "threads": torch.get_num_threads()}
-
-
-def _memory_gib() -> dict[str, float] | None:
-    """Total and available memory; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines if line.endswith("kB")}
-    total, available = sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"])
-    if (limit := _container_limit_gib()) is not None:
-        total, available = min(total, limit), min(available, limit)
-    return {"total": round(total, 1), "available": round(available, 1)}
-
-
-def _container_limit_gib() -> float | None:
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(file).read_text().strip()
-        except OSError:
-            continue
-        return int(text) / 2**30 if text.isdigit() else None
-    return None
 
 
 def _problems() -> list[str]:

@@ -264,7 +264,7 @@ def _draw_outlines(picture: np.ndarray, label: np.ndarray, colours: Mapping[int,
 def _numbered(picture: np.ndarray, label: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
     """The picture with each class's number on its widest place; classes too small to hold one have none."""
     from PIL import Image, ImageDraw, ImageFont
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import distance_transform_edt, find_objects
 
     if not numbers:
         return picture
@@ -275,8 +275,10 @@ def _numbered(picture: np.ndarray, label: np.ndarray, numbers: Mapping[int, int]
         inside = label == value
         if np.count_nonzero(inside) < 60:
             continue
-        depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        box = find_objects(inside.view(np.uint8))[0]
+        depth = distance_transform_edt(np.pad(inside[box], 1))[1:-1, 1:-1]
+        place = np.unravel_index(int(depth.argmax()), depth.shape)
+        row, column = (int(at) + axis.start for at, axis in zip(place, box, strict=True))
         style: dict[str, Any] = {
             "fill": "white",
             "font": font,
@@ -284,7 +286,7 @@ def _numbered(picture: np.ndarray, label: np.ndarray, numbers: Mapping[int, int]
             "stroke_width": 1,
             "stroke_fill": "black",
         }
-        pen.text((int(column), int(row)), str(number), **style)
+        pen.text((column, row), str(number), **style)
     return np.asarray(canvas)
 
 

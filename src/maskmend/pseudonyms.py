@@ -174,6 +174,13 @@ def start(file: Path, out: Path | None = None) -> None:
     hide_with(_active.clean)
 
 
+def adopt(names: Pseudonyms | None) -> None:
+    """Use the names of the process that started this one; it is that one which writes them down."""
+    global _active
+    _active = names
+    hide_with(None if names is None else names.clean)
+
+
 def stop() -> None:
     """Show ids again; names met so far are written down."""
     global _active

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from maskmend.audit.injection import inject
 from maskmend.audit.look import Look
 from maskmend.audit.population import Judge
 from maskmend.audit.voxels import VoxelJudge, VoxelSample
+from maskmend.fanout import Mapper, in_turn
 
 FIT_ON = 400  # cases; more sharpen nothing
 INJECTED = 200  # errors made on purpose in all
@@ -31,6 +34,8 @@ FORGIVEN = 0.1  # P(flawed) below which what speaks against a mask begins to be 
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
 OUTLINES = ("over-drawn", "under-drawn", "shifted")
+
+Result = TypeVar("Result")
 
 Looks = Callable[[Sequence[str]], Iterator[Look]]
 """Gives the looks of the cases with these ids, in this order; asked several times."""
@@ -80,6 +85,7 @@ class Opinion:
         noise = self.look.whole(self.noise)[look.box]
         return self if look is self.look else replace(self, look=look, noise=noise)
 
+    @cached_property
     def confused(self) -> np.ndarray:
         """(K, K) expected voxels by given (row) and true (column) class."""
         look, classes = self.look, self.look.classes
@@ -135,7 +141,7 @@ class Opinion:
         Sound masks waver too: part of the ordinary disagreement with the model is put down to the mask. Where the
         models are so weak that they agree with few masks, what is usual with them is not held against the masks.
         """
-        found = joint_dice(self.confused())
+        found = joint_dice(self.confused)
         agreement = overlaps(self.look) * max(AGREED / max(self.usual_overlap, 0.1), 1)
         return np.asarray(found - WAVER * np.maximum(found - agreement, 0))
 
@@ -207,14 +213,20 @@ class Auditor:
         return sure.lost_by(float(population.lost_at(np.float64(doubt))))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Made:
     """Errors made on purpose: their figures, and the case of each."""
 
-    evidence: list[Evidence] = field(default_factory=list)
-    samples: list[VoxelSample] = field(default_factory=list)
-    origin: list[int] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
+    evidence: list[Evidence]
+    samples: list[VoxelSample]
+    origin: np.ndarray
+    kinds: list[str]
+
+    @classmethod
+    def of(cls, seen: Sequence[_Seen]) -> _Made:
+        every = [(number, *wrong) for number, one in enumerate(seen) for wrong in one.wrong]
+        origin = np.array([number for number, *_ in every], int)
+        return cls([one[1] for one in every], [one[2] for one in every], origin, [one[3] for one in every])
 
 
 def fit(
@@ -224,6 +236,7 @@ def fit(
     *,
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
+    over: Mapper = in_turn,
 ) -> Auditor:
     """Learn what is usual in a data set and what errors look like to its models.
 
@@ -233,33 +246,67 @@ def fit(
         trusted: cases known to be clean.
         seed: decides which cases are looked at where there are more than 400, and the errors made on purpose.
         progress: called after each case and pass.
+        over: spreads the cases; other processes need `looks` that can be pickled.
     """
     chosen = _chosen(ids, trusted, seed)
     clean = np.array([case in trusted for case in chosen])
-    cases, samples = [], []
-    for number, look in enumerate(looks(chosen)):
-        cases.append(gather(look))
-        samples.append(calibration.sample(look, np.random.default_rng([seed, 11, number])))
-        progress()
-    trust = population.first_trust(cases, clean)
-    set_right = calibration.fit(samples, trust)
-    cases, sound, made, close, prints = [], [], _Made(), [], []
+    numbered = list(enumerate(chosen))
+    first = [_counted(one, progress) for one in over(partial(_look_first, looks, seed), numbered)]
+    trust = population.first_trust([case for case, _ in first], clean)
+    set_right = calibration.fit([sample for _, sample in first], trust)
     each = _injections(trust)
-    for number, look in enumerate(looks(chosen)):
-        calibrated = set_right(look)
-        cases.append(gather(calibrated))
-        prints.append(look.fingerprint)
-        close.append(_overlap(calibrated))
-        rng = np.random.default_rng([seed, 12, number])
-        sound.append(voxels.sample(calibrated, calibrated.label, rng))
-        for _ in range(each[number]):
-            _make(made, number, calibrated, rng)
-        progress()
-    origin = np.array(made.origin, int)
-    judge = population.fit(cases, made.evidence, made.kinds, origin, trust, clean)
-    usual = float(population.middle_and_spread(np.array(close), judge.trust)[0])
-    seen = dict(zip(prints, cases, strict=True))
-    return Auditor(set_right, judge, _fit_voxels(judge, cases, sound, made), usual, seen)
+    again = partial(_look_again, looks, set_right, each, seed)
+    seen = [_counted(one, progress) for one in over(again, numbered)]
+    made = _Made.of(seen)
+    cases = [one.evidence for one in seen]
+    judge = population.fit(cases, made.evidence, made.kinds, made.origin, trust, clean)
+    usual = float(population.middle_and_spread(np.array([one.overlap for one in seen]), judge.trust)[0])
+    known = {one.fingerprint: one.evidence for one in seen}
+    return Auditor(
+        set_right, judge, _fit_voxels(judge, cases, [one.sound for one in seen], made), usual, known
+    )
+
+
+def _counted(result: Result, progress: Callable[[], object]) -> Result:
+    progress()
+    return result
+
+
+def _look_first(looks: Looks, seed: int, item: tuple[int, str]) -> tuple[Evidence, np.ndarray]:
+    """The figures of a case with probabilities as they are, and a sample of these."""
+    number, case = item
+    look = next(looks([case]))
+    return gather(look), calibration.sample(look, np.random.default_rng([seed, 11, number]))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A case with calibrated probabilities, and the errors made in it on purpose.
+
+    Args:
+        evidence, overlap: of the mask as given. fingerprint: of the look.
+        sound: a sample of its voxels.
+        wrong: figures, a sample of the voxels, and the kind of each error.
+    """
+
+    evidence: Evidence
+    overlap: float
+    fingerprint: tuple[str, int, float]
+    sound: VoxelSample
+    wrong: list[tuple[Evidence, VoxelSample, str]]
+
+
+def _look_again(
+    looks: Looks, set_right: Calibration, each: np.ndarray, seed: int, item: tuple[int, str]
+) -> _Seen:
+    number, case = item
+    rng = np.random.default_rng([seed, 12, number])
+    look = next(looks([case]))
+    calibrated = set_right(look)
+    evidence, sound = gather(calibrated), voxels.sample(calibrated, calibrated.label, rng)
+    wrong = [_make(calibrated, rng) for _ in range(each[number])]
+    made = [one for one in wrong if one is not None]
+    return _Seen(evidence, _overlap(calibrated), look.fingerprint, sound, made)
 
 
 def _chosen(ids: Sequence[str], trusted: frozenset[str], seed: int) -> list[str]:
@@ -277,22 +324,20 @@ def _injections(trust: np.ndarray) -> np.ndarray:
     return np.where(wanted, each, 0)
 
 
-def _make(made: _Made, number: int, look: Look, rng: np.random.Generator) -> None:
+def _make(look: Look, rng: np.random.Generator) -> tuple[Evidence, VoxelSample, str] | None:
+    """Figures, voxels and kind of one error; None where none came about."""
     error = inject(look, rng)
     if error is None:
-        return
-    wrong = look.with_label(error[0])
-    made.evidence.append(gather(wrong))
-    made.samples.append(voxels.sample(wrong, look.label, rng))
-    made.origin.append(number)
-    made.kinds.append(error[1] if error[1] in OUTLINES else "mixed" if error[1] == "mixed" else "object")
+        return None
+    wrong, kind = look.with_label(error[0]), error[1]
+    named = kind if kind in OUTLINES else "mixed" if kind == "mixed" else "object"
+    return gather(wrong), voxels.sample(wrong, look.label, rng), named
 
 
 def _fit_voxels(
     judge: Judge, cases: Sequence[Evidence], sound: Sequence[VoxelSample], made: _Made
 ) -> VoxelJudge:
-    origin = np.array(made.origin, int)
     right = (1 - judge.rate) * population.share(judge.trust)
-    wrong = judge.rate * population.share(judge.trust[origin])
+    wrong = judge.rate * population.share(judge.trust[made.origin])
     odds = np.concatenate([judge.verdict(cases), judge.verdict(made.evidence)])
     return voxels.fit([*sound, *made.samples], odds, np.concatenate([right, wrong]))

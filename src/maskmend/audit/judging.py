@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 
 from maskmend.audit import kinds
-from maskmend.audit.estimate import Opinion, mean_dice, priority
-from maskmend.audit.hearing import Heard
+from maskmend.audit.estimate import Auditor, Opinion, mean_dice, priority
+from maskmend.audit.hearing import Heard, hear
+from maskmend.audit.look import open_case
+from maskmend.audit.mixups import Trace, flipped
+from maskmend.audit.outlines import ImageWitness
 from maskmend.audit.record import CaseRecord, ClassRecord, Kind
 from maskmend.audit.selfcheck import SelfCheck
+from maskmend.audit.sources import Probs
+from maskmend.audit.structure import structure_findings
 from maskmend.data.case import Case, Dataset, Geometry
-from maskmend.data.images import label_suffix, suffix_of, write_image, write_label
+from maskmend.data.images import label_suffix, read_case, suffix_of, write_image, write_label
 
 NOISE, SUGGESTED = "noise", "suggested"
 LOST = "the model is lost on this image, so little can be said of its mask"
@@ -23,11 +28,69 @@ LOST = "the model is lost on this image, so little can be said of its mask"
 
 @dataclass(frozen=True)
 class Judged:
-    """A record with what the data-set level and the mix-ups need of the case."""
+    """A record with what the data-set level needs of the case."""
 
     record: CaseRecord
     joint: np.ndarray
     offsets_mm: np.ndarray
+
+
+@dataclass(frozen=True)
+class Done(Judged):
+    """A judged case, with its files written.
+
+    Args:
+        trace: for the comparison with all others.
+        flipped: how sure it is that the mask is mirrored.
+        volumes_mm3: of each class as given.
+    """
+
+    trace: Trace
+    flipped: float
+    volumes_mm3: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CaseWork:
+    """Judges a case and writes its files; travels to other processes.
+
+    Args:
+        dataset: names classes and values.
+        probs: gives (K, *S) for a case.
+        auditor, check, witness: what was learnt from all cases.
+        out: the audit folder.
+        max_voxels: larger images are refused, as `data.max_voxels`.
+        in_sample: the model was trained with the masks that are not trusted.
+    """
+
+    dataset: Dataset
+    probs: Probs
+    auditor: Auditor
+    check: SelfCheck
+    witness: ImageWitness
+    out: Path
+    max_voxels: int
+    in_sample: bool
+
+    def __call__(self, case: Case) -> Done:
+        """All that is to be said of a case by itself."""
+        look, values, geometry = open_case(case, self.dataset, self.probs)
+        image = read_case(case, self.dataset, max_voxels=self.max_voxels)[0]
+        heard = hear(self.auditor.judge(look), image, self.witness)
+        usual = usual_offsets(self.auditor.population.usual.offsets)
+        judged = judge_case(case, heard, values, geometry, self.dataset, self.check, self.out, usual)
+        classes, voxel = dict(self.dataset.labels), float(np.prod(look.spacing_mm))
+        found = structure_findings(values, look.spacing_mm, classes, image)
+        in_sample = self.in_sample and not case.trusted
+        record = replace(judged.record, structure=tuple(found), in_sample=in_sample)
+        return Done(
+            record,
+            judged.joint,
+            judged.offsets_mm,
+            Trace.of(heard.opinion, record.kind),
+            flipped(heard.opinion, record.quality, heard.mirrored),
+            {name: float((values == value).sum() * voxel) for name, value in list(classes.items())[1:]},
+        )
 
 
 def judge_case(
@@ -53,7 +116,7 @@ def judge_case(
         usual_mm: (K - 1,) signed offset of each class's outline from the model's in sound cases.
     """
     names, opinion, suggested = list(dataset.labels), heard.opinion, heard.suggested
-    joint = opinion.confused()
+    joint = opinion.confused
     offsets = class_offsets(opinion) - usual_mm
     files: dict[str, Any] = _write(case, opinion, suggested, values, geometry, dataset, out)
     dice = opinion.dice(suggested)

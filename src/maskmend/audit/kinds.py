@@ -37,7 +37,7 @@ def case_kind(opinion: Opinion, suggested: np.ndarray) -> tuple[Kind, float]:
     """The main error of a case and how sure that is, in [0, 1]."""
     if opinion.flawed < SOUND:
         return "sound", 1 - opinion.flawed
-    joint = opinion.confused()
+    joint = opinion.confused
     off = joint - np.diag(np.diag(joint))
     swapped = float(off[1:, 1:].sum()) / max(float(off.sum()), 1e-9)
     if swapped > MAIN:
@@ -53,7 +53,7 @@ def class_kind(opinion: Opinion, suggested: np.ndarray, index: int) -> tuple[Kin
     drawn = float((opinion.look.label == index).sum())
     if opinion.flawed < SOUND or mass.total < 0.02 * drawn + 2:
         return "sound", 1 - opinion.flawed
-    joint = opinion.confused()
+    joint = opinion.confused
     other = [k for k in range(1, len(joint)) if k != index]
     swapped = float(joint[index, other].sum() + joint[other, index].sum()) / max(mass.total, 1e-9)
     if swapped > MAIN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -197,6 +197,25 @@ def open_case(
         )
         raise DataError(fact, case.id, "give probabilities on the grid of the image")
     return look_at(case.id, found, label, dataset.spacing_mm or geometry.spacing_mm, valid), values, geometry
+
+
+@dataclass(frozen=True)
+class LooksOf:
+    """Opens the looks of cases by their ids; travels to other processes.
+
+    Args:
+        cases: by id.
+        dataset: names the classes, the ignore value and the spacing.
+        probs: gives (K, *S) for a case.
+    """
+
+    cases: Mapping[str, Case]
+    dataset: Dataset
+    probs: Callable[[Case], np.ndarray]
+
+    def __call__(self, ids: Sequence[str]) -> Iterator[Look]:
+        """In this order, one at a time."""
+        return (open_case(self.cases[case], self.dataset, self.probs)[0] for case in ids)
 
 
 def read_mask(case: Case, dataset: Dataset) -> tuple[np.ndarray, Geometry, np.ndarray, np.ndarray | None]:

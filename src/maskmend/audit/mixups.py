@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -50,65 +51,70 @@ def soft_dice(mask: np.ndarray, likely: np.ndarray) -> float:
     return float(2 * (mask * likely).sum() / max(float(mask.sum() + likely.sum()), 1e-6))
 
 
-@dataclass
-class Mixups:
-    """Coarse masks and predictions of all cases: some kilobytes each, so that each can be compared with each."""
+@dataclass(frozen=True)
+class Trace:
+    """What is kept of a case, some kilobytes, so that each can be compared with each.
 
-    cases: list[str] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    masks: list[np.ndarray] = field(default_factory=list)
-    likely: list[np.ndarray] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
+    Args:
+        case: id. kind: of the error that its mask seems to have.
+        mask, likely: (cells,) float16, the drawn and the probable foreground, made coarse.
+        digest: of the drawn voxels and where they lie; "" for masks too small to be equal by more than chance.
+    """
 
-    def add(self, opinion: Opinion, kind: str) -> None:
-        """Remember a case and the kind of error that its mask seems to have."""
+    case: str
+    kind: str
+    mask: np.ndarray
+    likely: np.ndarray
+    digest: str
+
+    @classmethod
+    def of(cls, opinion: Opinion, kind: str) -> Trace:
+        """Of a judged case whose mask seems to have this kind of error."""
         look = opinion.look
         cells = (GRID[look.label.ndim],) * look.label.ndim
-        drawn = look.whole((look.label > 0).astype(np.float32))
-        self.cases.append(look.case)
-        self.masks.append(resample(drawn[None], cells).ravel().astype(np.float16))
-        self.likely.append(resample(look.whole(1 - look.probs[0])[None], cells).ravel().astype(np.float16))
-        self.kinds.append(kind)
-        self.digests.append(_digest(look))
+        parts = look.whole((look.label > 0).astype(np.float32)), look.whole(1 - look.probs[0])
+        mask, likely = (resample(part[None], cells).ravel().astype(np.float16) for part in parts)
+        return cls(look.case, kind, mask, likely, _digest(look))
 
-    def elsewhere(self) -> dict[str, tuple[str, float]]:
-        """Cases whose mask seems to be of another case: to the case that it seems to be of, and how sure.
 
-        A mask that two cases share to the voxel is wrong for the one that it fits worse. Else another case's mask must
-        fit much better than a poor own one whose error has no simple kind.
-        """
-        if len(self.cases) < 2:
-            return {}
-        masks = np.stack(self.masks).astype(np.float32)
-        likely = np.stack(self.likely).astype(np.float32)
-        sizes = masks.sum(axis=1), likely.sum(axis=1)
-        found = {}
-        for number, case in enumerate(self.cases):
-            fit = 2 * masks @ likely[number] / np.maximum(sizes[0] + sizes[1][number], 1e-6)
-            own = float(fit[number])
-            twin = self._twin(number, masks, likely, own)
-            fit[number] = 0
-            best = int(fit.argmax())
-            if twin is not None:
-                found[case] = self.cases[twin], 0.95
-            elif self.kinds[number] not in SIMPLE and own < POOR and fit[best] > FITS:
-                found[case] = self.cases[best], float((fit[best] - own) / (1 - own))
-        return found
+def elsewhere(traces: Sequence[Trace]) -> dict[str, tuple[str, float]]:
+    """Cases whose mask seems to be of another case: to the case that it seems to be of, and how sure.
 
-    def _twin(self, number: int, masks: np.ndarray, likely: np.ndarray, own: float) -> int | None:
-        """Another case with this very mask, which it fits better there."""
-        same = [
-            other
-            for other, digest in enumerate(self.digests)
-            if other != number and digest and digest == self.digests[number]
-        ]
-        fits = {other: soft_dice(masks[other], likely[other]) for other in same}
-        better = [other for other, fit in fits.items() if fit > own]
-        return max(better, key=lambda other: fits[other]) if better else None
+    A mask that two cases share to the voxel is wrong for the one that it fits worse. Else another case's mask must fit
+    much better than a poor own one whose error has no simple kind.
+    """
+    if len(traces) < 2:
+        return {}
+    masks = np.stack([one.mask for one in traces]).astype(np.float32)
+    likely = np.stack([one.likely for one in traces]).astype(np.float32)
+    sizes = masks.sum(axis=1), likely.sum(axis=1)
+    found = {}
+    for number, trace in enumerate(traces):
+        fit = 2 * masks @ likely[number] / np.maximum(sizes[0] + sizes[1][number], 1e-6)
+        own = float(fit[number])
+        twin = _twin(number, traces, masks, likely, own)
+        fit[number] = 0
+        best = int(fit.argmax())
+        if twin is not None:
+            found[trace.case] = traces[twin].case, 0.95
+        elif trace.kind not in SIMPLE and own < POOR and fit[best] > FITS:
+            found[trace.case] = traces[best].case, float((fit[best] - own) / (1 - own))
+    return found
+
+
+def _twin(
+    number: int, traces: Sequence[Trace], masks: np.ndarray, likely: np.ndarray, own: float
+) -> int | None:
+    """Another case with this very mask, which it fits better there."""
+    digest = traces[number].digest
+    same = [other for other, one in enumerate(traces) if other != number and digest and one.digest == digest]
+    fits = {other: soft_dice(masks[other], likely[other]) for other in same}
+    better = [other for other, fit in fits.items() if fit > own]
+    return max(better, key=lambda other: fits[other]) if better else None
 
 
 def _digest(look: Look) -> str:
-    """Of the drawn voxels and where they lie; empty for masks too small to be equal by more than chance."""
+    """See `Trace`."""
     if np.count_nonzero(look.label) < LEAST_VOXELS:
         return ""
     inner = bounding_box(look.label > 0)

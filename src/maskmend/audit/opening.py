@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 from maskmend.config import DataConfig
 from maskmend.data.case import Case, Dataset
+from maskmend.data.images import read_header
 from maskmend.errors import DataError
 from maskmend.progress import message
 
@@ -37,3 +40,8 @@ def open_masks(source: Path, data: DataConfig, least: int, too_few: str) -> tupl
         fact = too_few.format(count=len(cases))
         raise DataError(fact, dataset.root, "look at them one by one (`maskmend check --sheet`)")
     return dataset, cases
+
+
+def largest_voxels(cases: Sequence[Case]) -> int:
+    """Voxels of the largest mask."""
+    return max(prod(read_header(case.label).shape) for case in cases if case.label)

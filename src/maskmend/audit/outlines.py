@@ -7,8 +7,9 @@ both sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from maskmend.audit.population import logit, middle_and_spread
 from maskmend.convention import LEAST_CASES, explained
 from maskmend.data.case import Case, Dataset
 from maskmend.data.images import MAX_VOXELS, read_case
+from maskmend.fanout import Mapper, in_turn
 
 DIAMETER = 32  # voxels across, to which objects are scaled: looks are of a voxel or two, flaws are parts of an object
 AROUND = 0.25  # of the diameter, kept about the mask
@@ -177,21 +179,33 @@ class ImageWitness:
 
 
 def ask_images(
-    cases: Iterable[Case], dataset: Dataset, *, max_voxels: int = MAX_VOXELS, progress: Callable[[], object]
+    cases: Sequence[Case],
+    dataset: Dataset,
+    *,
+    max_voxels: int = MAX_VOXELS,
+    progress: Callable[[], object],
+    over: Mapper = in_turn,
 ) -> ImageWitness:
-    """Look at the outlines of cases with masks, one case in memory at a time.
+    """Look at the outlines of cases with masks, each process holding one case at a time.
 
     Args:
         cases: with a label each.
         dataset: names classes, ignore value and spacing.
         max_voxels: larger images are refused, as `data.max_voxels`.
         progress: called after each case.
+        over: spreads the cases.
     """
     looks, scenes = {}, {}
-    for case in cases:
-        _, geometry, label, valid = read_mask(case, dataset)
-        image = read_case(case, dataset, max_voxels=max_voxels)[0]
-        looks[case.id] = scaled_looks(image, label, dataset.spacing_mm or geometry.spacing_mm, valid)
-        scenes[case.id] = overview(image)
+    bare = replace(dataset, cases=())
+    for case, found in zip(cases, over(partial(_looked_at, bare, max_voxels), cases), strict=True):
+        looks[case.id], scenes[case.id] = map(torch.from_numpy, found)
         progress()
     return ImageWitness.of(looks, scenes)
+
+
+def _looked_at(dataset: Dataset, max_voxels: int, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """`scaled_looks` and `overview` of a case; as arrays, which cross to another process without shared memory."""
+    _, geometry, label, valid = read_mask(case, dataset)
+    image = read_case(case, dataset, max_voxels=max_voxels)[0]
+    looks = scaled_looks(image, label, dataset.spacing_mm or geometry.spacing_mm, valid)
+    return looks.numpy(), overview(image).numpy()

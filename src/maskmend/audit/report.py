@@ -20,6 +20,7 @@ from maskmend.audit.viewers import open_commands, voxel_text
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Dataset
 from maskmend.errors import UsageError
+from maskmend.fanout import Mapper, in_turn
 
 NAME = "report.html"
 EMBEDDED_BYTES = 12_000_000
@@ -27,7 +28,12 @@ EMBEDDED_BYTES = 12_000_000
 
 
 def write_audit_report(
-    out: Path | str, dataset: Dataset, records: Sequence[CaseRecord], facts: dict[str, Any]
+    out: Path | str,
+    dataset: Dataset,
+    records: Sequence[CaseRecord],
+    facts: dict[str, Any],
+    *,
+    over: Mapper = in_turn,
 ) -> Path:
     """Write `report.html` into the audit folder, and pictures into `thumbs/`.
 
@@ -39,6 +45,7 @@ def write_audit_report(
         dataset: as found, with its classes named.
         records: one per case, in any order.
         facts: what else is known, see `page_facts.page_context`; all optional.
+        over: spreads the drawing of pictures.
 
     Returns:
         The page.
@@ -52,7 +59,7 @@ def write_audit_report(
     ordered = worst_first(records)
     cases = by_id(dataset)
     files = [case_files(record, out, cases) for record in ordered]
-    thumbs = list(draw_all(ordered, files, out, dataset.labels))
+    thumbs = list(draw_all(ordered, files, out, dataset.labels, over))
     page = _render(_data(ordered, files, thumbs), page_context(dataset, ordered, facts))
     write_text(out / NAME, page)
     return out / NAME

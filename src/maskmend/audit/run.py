@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +21,11 @@ from maskmend.audit.estimate import Auditor
 from maskmend.audit.export import FOLDER as EXPORTS
 from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
-from maskmend.audit.hearing import hear
-from maskmend.audit.judging import NOISE, SUGGESTED, judge_case, mixed_up, table_rows, usual_offsets
-from maskmend.audit.look import Look, open_case
-from maskmend.audit.mixups import Mixups, flipped
-from maskmend.audit.opening import open_masks
-from maskmend.audit.outlines import ImageWitness, ask_images
+from maskmend.audit.judging import NOISE, SUGGESTED, CaseWork, mixed_up, table_rows, usual_offsets
+from maskmend.audit.look import LooksOf
+from maskmend.audit.mixups import elsewhere
+from maskmend.audit.opening import largest_voxels, open_masks
+from maskmend.audit.outlines import ask_images
 from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck, weakness
 from maskmend.audit.sources import Probs, ProbsFolder, stored
@@ -34,9 +33,9 @@ from maskmend.audit.store import Store
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
-from maskmend.data.images import read_case
 from maskmend.data.owner import sweep
 from maskmend.errors import Interrupted, UsageError
+from maskmend.fanout import Mapper, most_processes, spread
 from maskmend.plain import plain
 from maskmend.progress import bar, message
 from maskmend.train.lock import locked
@@ -47,6 +46,7 @@ LEAST_CASES = 10
 COUNT_ERROR = (
     0.09  # share of the cases by which the number of flawed ones was off in 18 audits of known flaws (RMS)
 )
+BYTES, BYTES_BESIDE = 40, 60  # of memory for each voxel, per class and beside it, while a case is judged
 _OURS = (
     STATE, ANSWER, TABLE, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS, CACHE, NOISE,
     SUGGESTED, EXPORTS,
@@ -84,6 +84,7 @@ def audit(
     run: Path | str | None = None,
     probs: Path | str | None = None,
     workers: int = 0,
+    processes: int | None = 1,
     overwrite: bool = False,
     trust_code: bool = False,
     export: int = 0,
@@ -100,6 +101,8 @@ def audit(
         run: judge with this run's model instead of training any.
         probs: judge with the probabilities in this folder, made by another program.
         workers: folds trained at the same time (Ray); 0: one after the other in this process.
+        processes: that judge cases, each holding one in memory; None: one for each core, as far as memory goes. A
+            script that asks for several needs `if __name__ == "__main__":`. The answer is the same.
         overwrite: begin anew where `out` holds another audit.
         trust_code: execute the code of its own that a run names; without it such a run is refused.
         export: of how many cases, the worst first, to write work lists for CVAT, Label Studio and MONAI.
@@ -122,7 +125,7 @@ def audit(
             answer: dict[str, Any] = json.loads((out / ANSWER).read_text())
         else:
             try:
-                answer = _audited(job, workers)
+                answer = _audited(job, workers, processes)
             except KeyboardInterrupt:
                 raise Interrupted("stopped", out, "the same command goes on from there") from None
         if warning := answer["facts"].get("warning"):
@@ -207,25 +210,27 @@ def _identity(case: Case) -> list[list[int]]:
     return [[stat.st_size, stat.st_mtime_ns] for stat in (file.stat() for file in files)]
 
 
-def _audited(job: Job, workers: int) -> dict[str, Any]:
+def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
     began = time.monotonic()
     probs = _source(job, workers)
-    by_id = {case.id: case for case in job.cases}
-
-    def looks(ids: Sequence[str]) -> Iterator[Look]:
-        return (open_case(by_id[case], job.dataset, probs)[0] for case in ids)
-
+    looks = LooksOf({case.id: case for case in job.cases}, replace(job.dataset, cases=()), probs)
     ids = [case.id for case in job.cases]
+    each = largest_voxels(job.cases) * (BYTES * len(job.dataset.labels) + BYTES_BESIDE)
+    over = spread(processes or most_processes(each / 2**30))
     with bar("learning what is usual", 2 * min(len(ids), estimate.FIT_ON)) as shown:
         trusted = frozenset(case.id for case in job.cases if case.trusted)
-        auditor = estimate.fit(looks, ids, trusted, seed=job.config.audit.seed, progress=shown.update)
-    check = SelfCheck.of(auditor, looks, ids, job.config.audit.seed)
+        seed = job.config.audit.seed
+        auditor = estimate.fit(looks, ids, trusted, seed=seed, progress=shown.update, over=over)
+    check = SelfCheck.of(auditor, looks, ids, seed, over=over)
     with bar("looking at outlines", len(job.cases)) as shown:
         most = job.config.data.max_voxels
-        witness = ask_images(job.cases, job.dataset, max_voxels=most, progress=lambda: shown.update(1))
-    records, totals = _judged(job, auditor, check, probs, witness)
+        witness = ask_images(
+            job.cases, job.dataset, max_voxels=most, progress=lambda: shown.update(1), over=over
+        )
+    work = CaseWork(looks.dataset, probs, auditor, check, witness, job.out, most, job.source == "run")
+    records, totals = _judged(job, work, over)
     facts = _facts(job, auditor, check, records, totals) | {"seconds": round(time.monotonic() - began, 1)}
-    return _written(job, records, facts)
+    return _written(job, records, facts, over)
 
 
 def _source(job: Job, workers: int) -> Probs:
@@ -250,56 +255,34 @@ def _source(job: Job, workers: int) -> Probs:
     return stored(store)
 
 
-def _judged(
-    job: Job, auditor: Auditor, check: SelfCheck, probs: Probs, witness: ImageWitness
-) -> tuple[list[CaseRecord], Totals]:
+def _judged(job: Job, work: CaseWork, over: Mapper) -> tuple[list[CaseRecord], Totals]:
     """Every case's record, worst first, with its files written."""
-    from maskmend.audit.structure import structure_findings, volume_outliers
+    from maskmend.audit.structure import volume_outliers
 
-    totals, mixups, records = Totals(list(job.dataset.labels)), Mixups(), []
-    flips: dict[str, float] = {}
-    volumes: dict[str, dict[str, float]] = {}
-    usual = usual_offsets(auditor.population.usual.offsets)
+    totals, done = Totals(list(job.dataset.labels)), []
     with bar("judging masks", len(job.cases)) as shown:
-        for case in job.cases:
-            look, values, geometry = open_case(case, job.dataset, probs)
-            image = read_case(case, job.dataset, max_voxels=job.config.data.max_voxels)[0]
-            heard = hear(auditor.judge(look), image, witness)
-            opinion = heard.opinion
-            done = judge_case(case, heard, values, geometry, job.dataset, check, job.out, usual)
-            totals.add(done.joint, done.offsets_mm, done.record.rater, done.record.site)
-            mixups.add(opinion, done.record.kind)
-            flips[case.id] = flipped(opinion, done.record.quality, heard.mirrored)
-            classes = dict(job.dataset.labels)
-            found = structure_findings(values, look.spacing_mm, classes, image)
-            voxel = float(np.prod(look.spacing_mm))
-            volumes[case.id] = {
-                name: float((values == value).sum() * voxel) for name, value in list(classes.items())[1:]
-            }
-            records.append(
-                replace(
-                    done.record, structure=tuple(found), in_sample=job.source == "run" and not case.trusted
-                )
-            )
+        for one in over(work, job.cases):
+            totals.add(one.joint, one.offsets_mm, one.record.rater, one.record.site)
+            done.append(one)
             shown.update(1)
-    outliers = volume_outliers(volumes)
-    records = [replace(one, structure=(*one.structure, *outliers.get(one.case, ()))) for one in records]
-    return sorted(_with_mixups(records, mixups, flips), key=lambda one: (-one.priority, one.case)), totals
+    outliers = volume_outliers({one.record.case: one.volumes_mm3 for one in done})
+    others = elsewhere([one.trace for one in done])
+    records = [
+        _told_apart(
+            replace(one.record, structure=(*one.record.structure, *outliers.get(one.record.case, ()))),
+            one.flipped,
+            *others.get(one.record.case, ("", 0.0)),
+        )
+        for one in done
+    ]
+    return sorted(records, key=lambda one: (-one.priority, one.case)), totals
 
 
-def _with_mixups(
-    records: Sequence[CaseRecord], mixups: Mixups, flips: Mapping[str, float]
-) -> Iterator[CaseRecord]:
-    elsewhere = mixups.elsewhere()
-    for record in records:
-        other, sure = elsewhere.get(record.case, ("", 0.0))
-        flip = flips.get(record.case, 0.0)
-        if flip > 0 and flip >= sure:
-            yield mixed_up(record, "left-right flip", flip)
-        elif other:
-            yield replace(mixed_up(record, "wrong file", sure), remark=f"fits {other}")
-        else:
-            yield record
+def _told_apart(record: CaseRecord, flip: float, other: str, sure: float) -> CaseRecord:
+    """The record, if its mask is mirrored or of another case as such, by what is surer."""
+    if flip > 0 and flip >= sure:
+        return mixed_up(record, "left-right flip", flip)
+    return replace(mixed_up(record, "wrong file", sure), remark=f"fits {other}") if other else record
 
 
 def _facts(
@@ -336,10 +319,10 @@ def _facts(
     }
 
 
-def _written(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any]) -> dict[str, Any]:
+def _written(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any], over: Mapper) -> dict[str, Any]:
     """Table, report, then the answer: with it the audit is finished."""
     write_text(job.out / TABLE, _csv(table_rows(records)))
-    report = _report(job, records, facts)
+    report = _report(job, records, facts, over)
     answer = {
         "facts": facts,
         "table": str(job.out / TABLE),
@@ -353,11 +336,11 @@ def _written(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any]) -> 
     return answer
 
 
-def _report(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any]) -> Path | None:
+def _report(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any], over: Mapper) -> Path | None:
     from maskmend.audit.report import write_audit_report
 
-    write: Callable[..., Path] = write_audit_report
-    return write(job.out, job.dataset, records, facts | {"settings": dump(job.config)})
+    told = facts | {"settings": dump(job.config)}
+    return write_audit_report(job.out, job.dataset, records, told, over=over)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

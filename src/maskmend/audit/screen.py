@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskmend.audit.mending import free_folder, mended
-from maskmend.audit.opening import open_masks
-from maskmend.audit.outlines import FOLLOWS, ask_images
+from maskmend.audit.opening import largest_voxels, open_masks
+from maskmend.audit.outlines import FOLLOWS, ImageWitness, ask_images
 from maskmend.config import DataConfig
 from maskmend.convention import LEAST_CASES
+from maskmend.data.case import Case, Dataset
+from maskmend.fanout import most_processes, spread
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 20
+BYTES = 60  # of memory for each voxel, while a case is looked at
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def screen(
     data: DataConfig | None = None,
     *,
     mend: Path | str | None = None,
+    processes: int | None = 1,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Screening:
     """Rank the masks of a data set by how little their images explain them.
@@ -121,6 +126,8 @@ def screen(
         data: how to read it.
         mend: a new folder for masks of suspects, drawn wider, tighter or mirrored to where the images explain them;
             only those that are then explained about as well as the others. The given masks stay as they are.
+        processes: that look at cases, each holding one in memory; None: one for each core, as far as memory goes. A
+            script that asks for several needs `if __name__ == "__main__":`.
         progress: called with how many cases are done and how many there are.
 
     Raises:
@@ -131,28 +138,27 @@ def screen(
     too_few = f"{{count}} cases with a mask; fewer than {LEAST_CASES} cannot be compared"
     dataset, cases = open_masks(Path(source), settings, LEAST_CASES, too_few)
     done = count(1)
+    over = spread(processes or most_processes(largest_voxels(cases) * BYTES / 2**30))
     witness = ask_images(
         cases,
         dataset,
         max_voxels=settings.max_voxels,
         progress=lambda: progress(next(done), len(cases)),
+        over=over,
     )
     silent = tuple(case.id for case in cases if case.id not in witness.odds)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+    doubted = [case for case in cases if witness.doubts(case.id)]
+    bare = replace(dataset, cases=())
     mirrored, moved = {}, {}
-    for case in cases:
-        if not witness.doubts(case.id):
-            continue
-        move = folder is not None and witness.disbelieves(case.id)
-        better = mended(case, dataset, witness, max_voxels=settings.max_voxels, move=move)
+    work = partial(_mended, bare, witness, settings.max_voxels, folder)
+    for case, better in zip(doubted, over(work, doubted), strict=True):
         if better is None:
             continue
-        if better.mirrored > 0:
-            mirrored[case.id] = round(better.mirrored, 4)
-        if folder is not None:
-            better.write(case, folder)
-            moved[case.id] = round(better.outwards, 3)
+        if better[0] > 0:
+            mirrored[case.id] = round(better[0], 4)
+        moved[case.id] = round(better[1], 3)
     found = [
         Screened(
             case.id,
@@ -167,3 +173,16 @@ def screen(
     ]
     ranked = tuple(sorted(found, key=lambda one: (-one.odds, -one.unexplained, one.case)))
     return Screening(ranked, silent, None if folder is None else moved)
+
+
+def _mended(
+    dataset: Dataset, witness: ImageWitness, max_voxels: int, folder: Path | None, case: Case
+) -> tuple[float, float] | None:
+    """How sure it is that a mask is mirrored, and how far its outline went outwards, written if there is a folder."""
+    move = folder is not None and witness.disbelieves(case.id)
+    better = mended(case, dataset, witness, max_voxels=max_voxels, move=move)
+    if better is None:
+        return None
+    if folder is not None:
+        better.write(case, folder)
+    return better.mirrored, better.outwards

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from maskmend.audit.injection import inject
 from maskmend.audit.kinds import case_kind
 from maskmend.audit.record import Kind
 from maskmend.audit.suggest import suggest
+from maskmend.fanout import Mapper, in_turn
 
 CASES = 100
 PER_CASE = 2
@@ -57,21 +59,22 @@ class SelfCheck:
     rate: float
 
     @classmethod
-    def of(cls, auditor: Auditor, looks: Looks, ids: Sequence[str], seed: int = 0) -> SelfCheck:
-        """Examine an auditor on at most 100 of the cases with these ids, whose masks are believed."""
+    def of(
+        cls, auditor: Auditor, looks: Looks, ids: Sequence[str], seed: int = 0, *, over: Mapper = in_turn
+    ) -> SelfCheck:
+        """Examine an auditor on at most 100 of the cases with these ids, whose masks are believed.
+
+        Args:
+            auditor: fitted.
+            looks: opens cases.
+            ids: of all cases.
+            seed: decides which are taken, and the errors made in them.
+            over: spreads the cases; other processes need `looks` that can be pickled.
+        """
         rng = np.random.default_rng([seed, 20])
         chosen = [ids[i] for i in sorted(rng.permutation(len(ids))[:CASES])]
-        answers = []
-        for look in looks(chosen):
-            opinion = auditor.judge(look)
-            if opinion.flawed < 0.5:
-                answers.append(_answer(opinion, look.label, "sound"))
-            else:
-                continue
-            for _ in range(PER_CASE):
-                if error := inject(look, rng):
-                    answers.append(_answer(auditor.judge(look.with_label(error[0])), look.label, error[1]))
-        return cls(tuple(answers), auditor.population.rate)
+        found = over(partial(_examined, auditor, looks, seed), list(enumerate(chosen)))
+        return cls(tuple(answer for answers in found for answer in answers), auditor.population.rate)
 
     def interval(self, quality: float) -> tuple[float, float]:
         """The 90 % interval of the true Dice of a mask whose estimated one is `quality`."""
@@ -127,6 +130,20 @@ def weakness(check: Mapping[str, Any]) -> str:
         f"{100 * check['auroc']:.0f} % of pairs only (50 % is chance). Take the order of cases as a hint, not their "
         f"number, and train better: train.steps, audit.folds, more cases."
     )
+
+
+def _examined(auditor: Auditor, looks: Looks, seed: int, item: tuple[int, str]) -> list[Answer]:
+    """The answers to a case as given and with errors; none where its mask is not believed."""
+    number, case = item
+    look, rng = next(looks([case])), np.random.default_rng([seed, 21, number])
+    opinion = auditor.judge(look)
+    if opinion.flawed >= 0.5:
+        return []
+    answers = [_answer(opinion, look.label, "sound")]
+    for _ in range(PER_CASE):
+        if error := inject(look, rng):
+            answers.append(_answer(auditor.judge(look.with_label(error[0])), look.label, error[1]))
+    return answers
 
 
 def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:

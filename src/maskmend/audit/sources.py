@@ -6,6 +6,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import IO
@@ -29,7 +30,15 @@ NEAR_ONE = 0.02
 
 def stored(store: Store) -> Probs:
     """The probabilities that the folds or a run left in a store."""
-    return lambda case: store.read(case.id)
+    return _Stored(store)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    store: Store
+
+    def __call__(self, case: Case) -> np.ndarray:
+        return self.store.read(case.id)
 
 
 class ProbsFolder:
@@ -79,7 +88,8 @@ class ProbsFolder:
         if not found:
             raise DataError("no probabilities", case.id, f"expected in {self.folder}")
         assert case.label is not None
-        most_values = len(self.dataset.labels) * prod(read_header(case.label).shape)
+        shape = read_header(case.label).geometry.shape
+        most_values = len(self.dataset.labels) * prod(shape)
         if len(found) > 1:
             parts = [self._array(path, 1, most_values) for path in found]
             shapes = {part.shape for part in parts}
@@ -88,7 +98,7 @@ class ProbsFolder:
             probs = np.concatenate(parts)
         else:
             probs = self._array(found[0], None, most_values)
-        return self._checked(probs, case, found[0])
+        return self._checked(probs, shape, case, found[0])
 
     def _find(self, case: str) -> list[Path]:
         names = pseudonyms.active()
@@ -129,13 +139,11 @@ class ProbsFolder:
                 array = read_image(path)[0]
         return array[None] if channels == 1 and array.shape[0] != 1 else array
 
-    def _checked(self, probs: np.ndarray, case: Case, path: Path) -> np.ndarray:
-        assert case.label is not None
-        label = read_label(case.label, spacing_mm=self.dataset.spacing_mm)[0]
+    def _checked(self, probs: np.ndarray, shape: tuple[int, ...], case: Case, path: Path) -> np.ndarray:
         classes = len(self.dataset.labels)
-        if probs.ndim == label.ndim:
+        if probs.ndim == len(shape):
             probs = probs[None]
-        if probs.ndim == label.ndim + 2 and 1 in probs.shape[1:]:  # nnU-Net gives images a depth of 1
+        if probs.ndim == len(shape) + 2 and 1 in probs.shape[1:]:  # nnU-Net gives images a depth of 1
             probs = probs.squeeze(axis=1 + probs.shape[1:].index(1))
         if len(probs) == classes - 1:
             probs = np.concatenate([np.clip(1 - probs.sum(axis=0, keepdims=True), 0, 1), probs])
@@ -144,28 +152,27 @@ class ProbsFolder:
             raise DataError(
                 fact, path, f"classes come first, in this order: {', '.join(self.dataset.labels)}"
             )
-        probs = self._oriented(np.asarray(probs, np.float32), label, path)
+        probs = self._oriented(np.asarray(probs, np.float32), shape, case, path)
         _refuse_no_probabilities(probs, path)
         return probs
 
-    def _oriented(self, probs: np.ndarray, label: np.ndarray, path: Path) -> np.ndarray:
-        straight = probs.shape[1:] == label.shape
-        turned = probs.shape[1:] == label.shape[::-1]
+    def _oriented(self, probs: np.ndarray, shape: tuple[int, ...], case: Case, path: Path) -> np.ndarray:
+        """(K, *S) as the mask lies, perhaps a view; the mask is read only where its shape does not tell."""
+        straight = probs.shape[1:] == shape
+        turned = probs.shape[1:] == shape[::-1]
         backwards = probs.transpose(0, *range(probs.ndim - 1, 0, -1))
         if path.suffix not in ARRAYS or (straight and not turned) or self.axes == "zyx":
             backwards, turned = probs, straight
         if not straight and not turned:
-            fact = (
-                f"probabilities of shape {probs.shape[1:]}, the mask has {label.shape} (slowest axis first)"
-            )
+            fact = f"probabilities of shape {probs.shape[1:]}, the mask has {shape} (slowest axis first)"
             raise DataError(fact, path, "resample them to the image's own grid")
-        if not straight or self.axes == "xyz":
-            return np.ascontiguousarray(backwards)
-        if backwards is probs:
-            return probs
+        if not straight or self.axes == "xyz" or backwards is probs:
+            return backwards
+        assert case.label is not None
+        label = read_label(case.label, spacing_mm=self.dataset.spacing_mm)[0]
         drawn = label != next(iter(self.dataset.labels.values()))
-        fits = [float((1 - one[0])[drawn].sum()) for one in (probs, backwards)]
-        return np.ascontiguousarray(backwards) if fits[1] > fits[0] else probs
+        background = [float(probs[0][mask].sum()) for mask in (drawn, drawn.T)]
+        return backwards if background[1] < background[0] else probs
 
 
 def _load(path: Path, most_values: int) -> np.ndarray:

@@ -7,11 +7,10 @@ processes may draw the same pictures at once.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from maskmend.audit.record import CaseRecord
 from maskmend.data.atomic import atomic_write
 from maskmend.draw import ESTIMATE, GIVEN
 from maskmend.errors import UserError
+from maskmend.fanout import Mapper, in_turn
 from maskmend.overlay import (
     CLASS_COLOURS,
     Section,
@@ -42,9 +42,6 @@ TOTAL_BYTES = 45_000_000
 MOST_BYTES, LEAST_BYTES = 130_000, 9_000
 TILES = ((60_000, 232), (30_000, 176), (0, 136))
 """Bytes a picture may take, and the pixels of a tile that then look well."""
-
-LARGE_VOXELS = 40_000_000
-"""From this size on, cases are drawn one at a time, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def draw_all(
     files: Sequence[CaseFiles],
     out: Path,
     classes: Mapping[str, int],
-    threads: int | None = None,
+    over: Mapper = in_turn,
 ) -> Iterator[Thumb]:
     """Draw what is missing and yield a picture for each record, in order; then remove pictures of no record.
 
@@ -83,25 +80,23 @@ def draw_all(
         files: of each record.
         out: the audit folder.
         classes: name to value, for colours and numbers; 0 is passed over.
-        threads: at most; None: up to four, one for large volumes.
+        over: spreads the cases; each process holds one in memory.
     """
     most = bytes_per_picture(len(records))
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    large = any(np.prod(record.shape or (0,)) > LARGE_VOXELS for record in records)
-    threads = threads or (1 if large else min(4, os.cpu_count() or 1))
     used: set[str] = set()
-    with ThreadPoolExecutor(threads) as pool:
-
-        def one(pair: tuple[CaseRecord, CaseFiles]) -> Thumb:
-            return draw_case(*pair, folder, classes, most)
-
-        for thumb in pool.map(one, zip(records, files, strict=True)):
-            used |= {thumb.path.name} if thumb.path else set()
-            yield thumb
+    draw = partial(_draw, folder, dict(classes), most)
+    for thumb in over(draw, list(zip(records, files, strict=True))):
+        used |= {thumb.path.name} if thumb.path else set()
+        yield thumb
     for old in folder.glob("*.jpg"):
         if re.fullmatch(r".*-[0-9a-f]{16}\.jpg", old.name) and old.name not in used:
             old.unlink(missing_ok=True)
+
+
+def _draw(folder: Path, classes: Mapping[str, int], most: int, pair: tuple[CaseRecord, CaseFiles]) -> Thumb:
+    return draw_case(*pair, folder, classes, most)
 
 
 def draw_case(

@@ -21,6 +21,7 @@ from maskmend.errors import DataError
 from maskmend.evaluate.metrics import ABSENT, METRICS, ClassMetrics, case_metrics
 from maskmend.evaluate.pairs import Pair, Pairs, find_pairs
 from maskmend.evaluate.statistics import bootstrap_interval
+from maskmend.fanout import spread
 from maskmend.plain import plain
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def evaluate(
         score_pair, labels=pairs.labels, ignore=pairs.ignore, spacing_mm=pairs.spacing_mm,
         tolerance_mm=tolerance, max_voxels=data.max_voxels,
     )  # fmt: skip
-    scores = list(_each(score, pairs.pairs, processes, progress))
+    scores = list(_counted(spread(processes)(score, pairs.pairs), len(pairs.pairs), progress))
     names = dict(pairs.labels) or _names(scores)
     _check_values(scores, names, pred)
     rows = tuple(_rows(pairs, scores, names))
@@ -315,21 +316,6 @@ def _summary(rows: Sequence[Row], label: str | None, metric: str, bootstrap: int
         label or ALL_CLASSES, metric, interval.estimate, interval.low, interval.high, middle, len(values),
         absent, states.count("missed"), states.count("spurious"),
     )  # fmt: skip
-
-
-def _each(
-    score: Callable[[Pair], Score], pairs: Sequence[Pair], processes: int,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[Score]:  # fmt: skip
-    if processes <= 1 or len(pairs) == 1:
-        yield from _counted(map(score, pairs), len(pairs), progress)
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    # "spawn": a forked child of a process with threads (torch) can hang.
-    with ProcessPoolExecutor(min(processes, len(pairs)), mp_context=get_context("spawn")) as pool:
-        yield from _counted(pool.map(score, pairs), len(pairs), progress)
 
 
 def _counted(
