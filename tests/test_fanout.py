@@ -145,6 +145,32 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def test_a_file_beside_the_data_is_no_module(tmp_path: Path) -> None:
+    """Someone who keeps a `random.py` or `grp.py` where the data lie must not have it run."""
+    script = tmp_path / "program" / "script.py"
+    script.parent.mkdir()
+    script.write_text(_BESIDE)
+    (tmp_path / "data").mkdir()
+    for name in ("random", "grp", "tarfile", "torch"):
+        (tmp_path / "data" / f"{name}.py").write_text("open('was run', 'w')\nraise SystemExit(9)\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path / "data"
+    )
+    assert (found.stdout.split(), found.stderr) == (["0", "1", "4", "9"], "")
+    assert not (tmp_path / "data" / "was run").exists()
+
+
+_BESIDE = """
+from maskmend.fanout import prepare, spread
+from tests.test_fanout import squared
+
+if __name__ == "__main__":
+    prepare("maskmend.audit.run")
+    print(*spread(2)(squared, range(4)))
+"""
+
+
 def test_no_more_processes_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "usable_cores", lambda: 8)
     monkeypatch.setattr(fanout, "memory_gib", lambda: {"total": 20.0, "available": 10.0})

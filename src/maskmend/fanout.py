@@ -24,6 +24,7 @@ CHUNKS = 12  # for each process, so that none ends long before the others
 AHEAD = 3  # chunks for each process that are handed out before the first is asked for
 OF_MEMORY = 0.7  # of what is available, for all processes together
 LOADED_GIB = 0.35  # what a process holds before its first case
+_SAFE_PATH, _CAN_BE_SAFE = "PYTHONSAFEPATH", sys.version_info >= (3, 11)
 
 
 class Mapper(Protocol):
@@ -72,9 +73,9 @@ def _apart(work: Callable[[Item], Result], items: Sequence[Item], processes: int
 
     size = min(max(1, len(items) // (CHUNKS * processes)), MOST_PER_CHUNK)
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
-    told = (pickle.dumps((work, pseudonyms.active())), os.getcwd())
+    told = pickle.dumps((work, pseudonyms.active()))
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, mp_context=_context(), initializer=_begin, initargs=told)
+    pool = ProcessPoolExecutor(processes, mp_context=_context(), initializer=_begin, initargs=(told,))
     done = 0
     try:
         left = iter(chunks)
@@ -96,11 +97,22 @@ def _apart(work: Callable[[Item], Result], items: Sequence[Item], processes: int
 
 def prepare(*modules: str) -> None:
     """Begin to load what the processes will need while this one does other things; for use early in a program."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        from multiprocessing import forkserver
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    from multiprocessing import forkserver
 
-        multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+    # The server would look for modules in the folder where it is started, where a file of the user's may have the name
+    # of one. Before Python 3.11 it cannot be told not to, so it loads nothing, and each process loads what it needs.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules) if _CAN_BE_SAFE else [])
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
         forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 def _context() -> Any:
@@ -116,12 +128,11 @@ def _context() -> Any:
 _work: Callable[[Any], Any] | None = None
 
 
-def _begin(told: bytes, folder: str) -> None:
+def _begin(told: bytes) -> None:
     """Tensors in `told` come as bytes, not through shared memory, of which containers have little."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.chdir(folder)
     progress.quiet()
     _work, names = pickle.loads(told)
     pseudonyms.adopt(names)
