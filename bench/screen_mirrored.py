@@ -2,8 +2,8 @@
 
     python bench/screen_mirrored.py [--data ../shared/data] [--draws 5]
 
-A few masks of a data set are mirrored from left to right: five among the first 260 cases of three data sets, and three
-that are far from symmetric among 80 hippocampus slices, drawn anew for every seed.
+A few masks of a data set are mirrored from left to right, drawn anew for every seed: five among 260 cases of each of
+four data sets, and three that are far from symmetric among 80 hippocampus slices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-SETS = ("msd_hippocampus_2d", "hc18_fetal_head_2d", "msd_hippocampus_3d")
+SETS = ("msd_hippocampus_2d", "hc18_fetal_head_2d", "msd_hippocampus_3d", "bubil_cells_crowd_vs_expert")
 AMONG, MIRRORED = 260, 5
 FEW, OF_FEW, FAR = 80, 3, 0.4  # Dice to the mirror image below which a mask is far from symmetric
 
@@ -70,9 +70,11 @@ def main() -> None:
     from maskmend.data.images import read_label
 
     for name in SETS:
-        cases = [case for case in infer_labels(find_cases(given.data / name)).cases if case.label][:AMONG]
-        wrong = set(np.random.default_rng(0).choice([case.id for case in cases], MIRRORED, replace=False))
-        print(f"{name}: {screened(cases, wrong)}", flush=True)
+        cases = [case for case in infer_labels(find_cases(given.data / name)).cases if case.label]
+        for seed in range(given.draws):
+            drawn = [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))[:AMONG]]
+            wrong = {case.id for case in drawn[:MIRRORED]}
+            print(f"{name}, seed {seed}: {screened(drawn, wrong)}", flush=True)
     cases = list(infer_labels(find_cases(given.data / SETS[0])).cases)
     for seed in range(given.draws):
         drawn = [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))[:FEW]]

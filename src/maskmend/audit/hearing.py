@@ -9,7 +9,7 @@ import numpy as np
 from maskmend.audit.estimate import Opinion, mask_dice, mean_dice
 from maskmend.audit.look import Look, bounding_box
 from maskmend.audit.mending import Outlined
-from maskmend.audit.outlines import ImageWitness
+from maskmend.audit.outlines import HARDLY, ImageWitness
 from maskmend.audit.population import logit, sigmoid
 from maskmend.audit.suggest import suggest
 
@@ -21,12 +21,6 @@ DOUBTING = (1.5, 0.5)
 
 UNSEEN = (0.1, 0.05)
 """Share that the images leave unexplained of what the model sees, beyond the believed outlines: likewise."""
-
-HARDLY = 0.9
-"""Unexplained share of an outline above which the images explain hardly anything, and it is not kept for their word.
-
-Of the outlines that the images prefer to the model's, those below it were nearly all right (in ultrasound 0 to 9 % of
-what the model doubts was wrong but for one mask), those above it as wrong as the model says (30 to 70 %)."""
 
 LEAST_DOUBT = 0.05
 """Suspicion below which the images are not asked what they think of a model."""
@@ -118,7 +112,9 @@ def advised(
     - An outline that they disbelieve is drawn wider or tighter instead, as `screen --mend` does, if that is explained
       better than the suggestion and brings the mask nearer to the model: two witnesses who do not know of one another.
 
-    Measured on assorted flaws of hippocampus slices and of HC18, two seeds each; see docs/results/audit.
+    Measured on assorted flaws of hippocampus slices and of HC18, two seeds each; see docs/results/audit. Of outlines
+    that are explained better than the model's, those that are explained well are nearly all right; those hardly explained
+    at all are as wrong as the model says (HC18, five seeds; slices and a crowd's masks, two).
 
     Args:
         look: of the case, with calibrated probabilities.

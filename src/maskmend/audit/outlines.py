@@ -31,6 +31,7 @@ MOST_ZOOM = 4.0
 MOST_VOXELS = 4_000_000
 EXPECTED = 0.75  # spreads by which flawed outlines are the worse explained; more would be believing too much
 FOLLOWS = 0.5  # P(the outline follows the convention) below which the images disbelieve it
+HARDLY = 0.9  # unexplained share from which on the images explain hardly anything of an outline
 RANGE = (-2.0, 4.0)  # spreads beyond which nothing more is believed
 CONVENTION = 0.5  # weight of the odds that the outline breaks the convention: they rest on the same looks
 CONVENTION_RANGE = (
@@ -174,8 +175,8 @@ class ImageWitness:
         return self.convention.get(case, 1.0) < FOLLOWS
 
     def doubts(self, case: str) -> bool:
-        """Whether they speak against it, or explain nothing of it: a single odd mask breaks no convention."""
-        return self.disbelieves(case) or self.unexplained.get(case, 0.0) >= 1.0
+        """Whether they speak against it, or explain hardly any of it: a single odd mask breaks no convention."""
+        return self.disbelieves(case) or self.unexplained.get(case, 0.0) >= HARDLY
 
 
 def ask_images(
