@@ -174,11 +174,12 @@ if __name__ == "__main__":
 def test_no_more_processes_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "usable_cores", lambda: 8)
     monkeypatch.setattr(fanout, "memory_gib", lambda: {"total": 20.0, "available": 10.0})
-    assert most_processes(0.1) == 8
-    assert most_processes(2.0) == 2
-    assert most_processes(100.0) == 1
+    assert most_processes(60, 0.1) == 8
+    assert most_processes(1, 0.1) == 1, "not worth it"
+    assert most_processes(60, 2.0) == 2
+    assert most_processes(60, 100.0) == 1
     monkeypatch.setattr(fanout, "memory_gib", lambda: None)
-    assert most_processes(100.0) == 8
+    assert most_processes(60, 100.0) == 8
 
 
 def test_one_process_needs_no_pickle() -> None:

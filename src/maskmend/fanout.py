@@ -23,6 +23,7 @@ MOST_PER_CHUNK = 8
 CHUNKS = 12  # for each process, so that none ends long before the others
 AHEAD = 3  # chunks for each process that are handed out before the first is asked for
 OF_MEMORY = 0.7  # of what is available, for all processes together
+WORTH_S = 6.0  # of work; starting processes takes two to three
 LOADED_GIB = 0.35  # what a process holds before its first case
 _SAFE_PATH, _CAN_BE_SAFE = "PYTHONSAFEPATH", sys.version_info >= (3, 11)
 
@@ -54,12 +55,15 @@ def spread(processes: int) -> Mapper:
     return over
 
 
-def most_processes(case_gib: float) -> int:
-    """As many as there are cores to use, fewer where memory does not hold so many cases.
+def most_processes(seconds: float, case_gib: float) -> int:
+    """As many as there are cores to use, fewer where memory does not hold so many cases; one for little work.
 
     Args:
+        seconds: about how long one process would take.
         case_gib: memory that the work needs for the largest case.
     """
+    if seconds < WORTH_S:
+        return 1
     memory = memory_gib()
     if memory is None:
         return usable_cores()

@@ -113,8 +113,8 @@ def advised(
       better than the suggestion and brings the mask nearer to the model: two witnesses who do not know of one another.
 
     Measured on assorted flaws of hippocampus slices and of HC18, two seeds each; see docs/results/audit. Of outlines
-    that are explained better than the model's, those that are explained well are nearly all right; those hardly explained
-    at all are as wrong as the model says (HC18, five seeds; slices and a crowd's masks, two).
+    that are explained better than the model's, those explained well are nearly all right; those hardly explained at all
+    are as wrong as the model says (HC18, five seeds; slices and a crowd's masks, two).
 
     Args:
         look: of the case, with calibrated probabilities.

@@ -46,7 +46,11 @@ LEAST_CASES = 10
 COUNT_ERROR = (
     0.09  # share of the cases by which the number of flawed ones was off in 18 audits of known flaws (RMS)
 )
-BYTES, BYTES_BESIDE = 40, 60  # of memory for each voxel, per class and beside it, while a case is judged
+CASE_S, VALUE_S = (
+    0.04,
+    1.5e-7,
+)  # for one process, per case, and per voxel of it and class: by this it is decided how many
+VALUE_BYTES = 24  # of memory, per voxel and class, while a case is judged
 _OURS = (
     STATE, ANSWER, TABLE, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS, CACHE, NOISE,
     SUGGESTED, EXPORTS,
@@ -215,8 +219,7 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
     probs = _source(job, workers)
     looks = LooksOf({case.id: case for case in job.cases}, replace(job.dataset, cases=()), probs)
     ids = [case.id for case in job.cases]
-    each = largest_voxels(job.cases) * (BYTES * len(job.dataset.labels) + BYTES_BESIDE)
-    over = spread(processes or most_processes(each / 2**30))
+    over = spread(processes or _most_processes(job))
     with bar("learning what is usual", 2 * min(len(ids), estimate.FIT_ON)) as shown:
         trusted = frozenset(case.id for case in job.cases if case.trusted)
         seed = job.config.audit.seed
@@ -231,6 +234,11 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
     records, totals = _judged(job, work, over)
     facts = _facts(job, auditor, check, records, totals) | {"seconds": round(time.monotonic() - began, 1)}
     return _written(job, records, facts, over)
+
+
+def _most_processes(job: Job) -> int:
+    values = largest_voxels(job.cases) * (1 + len(job.dataset.labels))
+    return most_processes(len(job.cases) * (CASE_S + VALUE_S * values), VALUE_BYTES * values / 2**30)
 
 
 def _source(job: Job, workers: int) -> Probs:

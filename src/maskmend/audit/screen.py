@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 BYTES = 60  # of memory for each voxel, while a case is looked at
+CASE_S, VOXEL_S = 0.012, 5e-8  # for one process, per case and voxel: by this it is decided how many
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ def screen(
     too_few = f"{{count}} cases with a mask; fewer than {LEAST_CASES} cannot be compared"
     dataset, cases = open_masks(Path(source), settings, LEAST_CASES, too_few)
     done = count(1)
-    over = spread(processes or most_processes(largest_voxels(cases) * BYTES / 2**30))
+    voxels = largest_voxels(cases)
+    over = spread(
+        processes or most_processes(len(cases) * (CASE_S + VOXEL_S * voxels), BYTES * voxels / 2**30)
+    )
     witness = ask_images(
         cases,
         dataset,
