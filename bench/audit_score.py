@@ -157,7 +157,7 @@ def maskmend(
     began = time.process_time()
     auditor = fit(looks, ids)
     fitted = time.process_time() - began
-    witness = ask_images(given.dataset.cases, given.dataset, progress=lambda: None)
+    witness = ask_images(given.dataset.cases, given.dataset, progress=lambda: None).weighed(auditor.flawed())
     images = {case.id: case.images for case in given.dataset.cases}
     keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "quality_alone")
     found: dict[str, list[Any]] = {key: [] for key in keys}

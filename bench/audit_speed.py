@@ -1,11 +1,12 @@
 """The audit beside cleanlab's segmentation module on the same probabilities: CPU time and extra memory.
 
-    python bench/audit_speed.py [--images 200] [--size 256] [--classes 2 5] [--volumes 100] [--rounds 3]
+    python bench/audit_speed.py [--images 200] [--size 256] [--classes 2 5] [--volumes 100] [--rounds 3] [--files]
 
 Each measurement runs in a process of its own, after its libraries are loaded and the images are made: what is counted
 is the work. maskmend: fitting (what is usual here, with the figures of up to 400 cases), judging (opinion and noise map
 of cases that it was fitted to) and judging further cases (figures too) apart. cleanlab: label quality scores and label
-issues, n_jobs=1. Volumes are made one at a time.
+issues, n_jobs=1. Volumes are made one at a time. With --files also what a user waits for, from files to answers: the
+whole verb `audit --probs`, with one process and with all cores, and a script that reads the same files for cleanlab.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -93,6 +95,64 @@ def measure_images(program: str, count: int, size: int, classes: int) -> dict[st
     return times | {"extra_mb": peak_mb() - before}
 
 
+def write_files(folder: Path, count: int, size: int, classes: int) -> None:
+    """A data set of images, masks and probabilities."""
+    from PIL import Image
+
+    for name in ("images", "labels", "probs"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        probs, label = made(number, (size, size), classes)
+        noise = np.random.default_rng(number).normal(0, 12, label.shape)
+        grey = 100 + 40 * np.tensordot(np.arange(classes), probs, 1) + noise
+        Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(folder / f"images/{number:05d}.png")
+        Image.fromarray(label.astype(np.uint8)).save(folder / f"labels/{number:05d}.png")
+        np.savez(folder / f"probs/{number:05d}.npz", probabilities=probs)
+
+
+def cleanlab_from_files(folder: Path) -> None:
+    """What a user of cleanlab would write."""
+    from cleanlab.segmentation.filter import find_label_issues
+    from cleanlab.segmentation.rank import get_label_quality_scores
+    from PIL import Image
+
+    labels = np.stack([np.array(Image.open(one)) for one in sorted((folder / "labels").iterdir())])
+    probs = np.stack([np.load(one)["probabilities"] for one in sorted((folder / "probs").iterdir())])
+    get_label_quality_scores(labels.astype(int), probs, verbose=False)
+    find_label_issues(labels.astype(int), probs, n_jobs=1, verbose=False)
+
+
+def measure_files(count: int, size: int, classes: int, rounds: int) -> list[dict[str, float]]:
+    """Seconds by the clock, in turns."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "data"
+        write_files(folder, count, size, classes)
+        audit = [
+            sys.executable,
+            "-m",
+            "maskmend",
+            "audit",
+            str(folder),
+            "--probs",
+            str(folder / "probs"),
+            "-o",
+        ]
+        found = []
+        for number in range(rounds):
+            times = {}
+            for name, command in {
+                "one": [*audit, str(Path(place) / f"one{number}"), "--processes", "1"],
+                "all": [*audit, str(Path(place) / f"all{number}")],
+                "cleanlab": [sys.executable, __file__, "--one", f"files {folder}"],
+            }.items():
+                environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+                began = time.monotonic()
+                subprocess.run(command, check=True, capture_output=True, env=environment)
+                times[name] = time.monotonic() - began
+            found.append(times | {"cores": float(len(os.sched_getaffinity(0)))})
+        return found
+
+
 def measure_volumes(count: int, size: int) -> dict[str, float]:
     """The audit on volumes made as they are asked for, and its memory after a tenth of them and at the end."""
     from maskmend.audit.estimate import fit
@@ -137,11 +197,15 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=100)
     parser.add_argument("--volume-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3, help="further rounds; the table keeps earlier ones")
+    parser.add_argument("--files", action="store_true", help="time the whole verb as well")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         what, *numbers = given.one.split()
+        if what == "files":
+            cleanlab_from_files(Path(numbers[0]))
+            return
         figures = (
             measure_volumes(*map(int, numbers))
             if what == "volumes"
@@ -154,6 +218,10 @@ def main() -> None:
         what = f"{given.images} {given.size} {classes}"
         for name in PROGRAMS * given.rounds:  # in turns, so that both meet the same load
             known.setdefault(f"{name} {what}", []).append(_apart(f"{name} {what}"))
+            _keep(given.table, known)
+        if given.files:
+            what = f"files {given.images} {given.size} {classes}"
+            known.setdefault(what, []).extend(measure_files(given.images, given.size, classes, given.rounds))
             _keep(given.table, known)
     for _ in range(given.rounds if given.volumes else 0):
         what = f"volumes {given.volumes} {given.volume_size}"
@@ -181,6 +249,19 @@ def report(known: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             f"| {ours['judge']:.2f} s | {ours['further']:.2f} s | {ours['fit']:.2f} s | {total / ours['judge']:.1f} "
             f"| {total / ours['further']:.1f} "
             f"| {total / (ours['judge'] + ours['fit']):.1f} | {theirs['extra_mb']:.0f} MB | {ours['extra_mb']:.0f} MB |"
+        )
+    files = [key for key in known if key.startswith("files ")]
+    lines += [
+        "",
+        "| from files, by the clock | cleanlab | `audit --probs`, one process | all cores |",
+        "|---|---|---|---|",
+    ]
+    for key in files:
+        _, images, size, classes = key.split()
+        each = _medians(known[key])
+        lines.append(
+            f"| {images} of {size}^2, {classes} classes | {each['cleanlab']:.0f} s | {each['one']:.0f} s "
+            f"| {each['all']:.0f} s ({each['cores']:.0f} cores) |"
         )
     for key in (key for key in known if key.startswith("volumes ")):
         _, count, size = key.split()

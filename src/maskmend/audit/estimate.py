@@ -201,6 +201,12 @@ class Auditor:
     usual_overlap: float = 1.0
     seen: Mapping[tuple[str, int, float], Evidence] = field(default_factory=dict, repr=False)
 
+    def flawed(self) -> dict[str, float]:
+        """P(flawed) by the models alone of the cases that it was fitted to."""
+        odds = self.population.log_odds(list(self.seen.values()))
+        chances = population.sigmoid(odds).tolist()
+        return {case: chance for (case, *_), chance in zip(self.seen, chances, strict=True)}
+
     def judge(self, look: Look) -> Opinion:
         """The opinion of a case with uncalibrated probabilities."""
         known = self.seen.get(look.fingerprint)

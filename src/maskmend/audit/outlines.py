@@ -30,6 +30,8 @@ OVERVIEW = 64  # voxels along an axis, at least half of which a whole image is t
 MOST_ZOOM = 4.0
 MOST_VOXELS = 4_000_000
 EXPECTED = 0.75  # spreads by which flawed outlines are the worse explained; more would be believing too much
+MOST_EXPECTED = 1.5  # likewise, where models bear it out
+KNOWN_BEFORE = 10.0  # cases that EXPECTED counts for beside what models say of it
 FOLLOWS = 0.5  # P(the outline follows the convention) below which the images disbelieve it
 HARDLY = 0.9  # unexplained share from which on the images explain hardly anything of an outline
 RANGE = (-2.0, 4.0)  # spreads beyond which nothing more is believed
@@ -153,14 +155,32 @@ class ImageWitness:
         views = None if scenes is None else torch.stack([scenes[case] for case in ids])
         believed = explained(table, views)
         errors = OutlineModel(table).errors(believed, table).numpy()
-        (middle,), (spread,) = middle_and_spread(errors[:, None], np.ones(len(errors)))
-        away = np.clip((errors - middle) / spread, *RANGE)
-        odds = EXPECTED * away - EXPECTED**2 / 2
-        if bool((believed < FOLLOWS).any()):  # else all are drawn in one way, which says nothing of any
-            odds = odds + CONVENTION * np.clip(-logit(believed.double().numpy()), *CONVENTION_RANGE)
+        odds = _odds(_away(errors), believed.double().numpy(), EXPECTED)
         by_case = [dict(zip(ids, column.tolist(), strict=True)) for column in (odds, errors, believed)]
         numbers = {case: number for number, case in enumerate(ids)}
         return cls(by_case[0], by_case[1], by_case[2], Mender.fit(table, believed), numbers)
+
+    def weighed(self, flawed: Mapping[str, float]) -> ImageWitness:
+        """The witness, believed as far as another one who does not know of it bears it out.
+
+        How many spreads worse the outlines are explained that the other calls flawed, in the mean, is what flawed ones
+        are expected to be; where the images say little of outlines (cells whose borders nobody sees) that is little.
+
+        Args:
+            flawed: probability, by a model that sees no outlines' looks, of cases; others are weighed alike.
+        """
+        both = [case for case in self.unexplained if case in flawed]
+        if not both:
+            return self
+        away = _away(np.array(list(self.unexplained.values())))
+        spreads = dict(zip(self.unexplained, away.tolist(), strict=True))
+        told, weight = np.array([spreads[case] for case in both]), np.array([flawed[case] for case in both])
+        means = [float(one @ told) / max(float(one.sum()), 1e-6) for one in (weight, 1 - weight)]
+        sure = min(weight.sum(), (1 - weight).sum())
+        expected = (sure * (means[0] - means[1]) + KNOWN_BEFORE * EXPECTED) / (sure + KNOWN_BEFORE)
+        convention = np.array([self.convention[case] for case in self.unexplained])
+        odds = _odds(away, convention, float(np.clip(expected, 0, MOST_EXPECTED)))
+        return replace(self, odds=dict(zip(self.unexplained, odds.tolist(), strict=True)))
 
     def __call__(self, case: str) -> float:
         """What to add to the log odds of a case; 0 where nothing is said."""
@@ -177,6 +197,25 @@ class ImageWitness:
     def doubts(self, case: str) -> bool:
         """Whether they speak against it, or explain hardly any of it: a single odd mask breaks no convention."""
         return self.disbelieves(case) or self.unexplained.get(case, 0.0) >= HARDLY
+
+
+def _away(errors: np.ndarray) -> np.ndarray:
+    """(N,) by how many spreads outlines are worse explained than the middle one, from unexplained shares (N,)."""
+    (middle,), (spread,) = middle_and_spread(errors[:, None], np.ones(len(errors)))
+    return np.asarray(np.clip((errors - middle) / spread, *RANGE))
+
+
+def _odds(away: np.ndarray, believed: np.ndarray, expected: float) -> np.ndarray:
+    """(N,) log odds that outlines are flawed.
+
+    Args:
+        away: (N,) spreads by which they are worse explained. believed: (N,) how likely they follow the convention.
+        expected: spreads by which flawed ones are.
+    """
+    odds = expected * away - expected**2 / 2
+    if (believed < FOLLOWS).any():  # else all are drawn in one way, which says nothing of any
+        odds = odds + CONVENTION * np.clip(-logit(believed), *CONVENTION_RANGE)
+    return np.asarray(odds)
 
 
 def ask_images(

@@ -230,6 +230,7 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
         witness = ask_images(
             job.cases, job.dataset, max_voxels=most, progress=lambda: shown.update(1), over=over
         )
+    witness = witness.weighed(auditor.flawed())
     work = CaseWork(looks.dataset, probs, auditor, check, witness, job.out, most, job.source == "run")
     records, totals = _judged(job, work, over)
     facts = _facts(job, auditor, check, records, totals) | {"seconds": round(time.monotonic() - began, 1)}
