@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 from tests.audit.conftest import dice
 
-from maskmend.audit import judging
+from maskmend.audit import hearing, judging
 from maskmend.audit.estimate import Opinion, mask_dice
 from maskmend.audit.hearing import KEPT, MIRRORED, Heard, advised, hear, misled
 from maskmend.audit.look import Look, look_at
@@ -81,7 +81,9 @@ def test_a_disbelieved_outline_is_moved_further_than_a_model_that_learnt_the_fla
     assert mended >= 8
 
 
-def test_a_believed_outline_is_kept_against_a_worse_one(witness: ImageWitness) -> None:
+def test_a_believed_outline_is_kept_against_a_worse_one(
+    witness: ImageWitness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = 0
     for number in (n for n in range(COUNT) if n % 4):
         image, truth = scene(number)
@@ -91,6 +93,9 @@ def test_a_believed_outline_is_kept_against_a_worse_one(witness: ImageWitness) -
         kept += remark == KEPT
         assert (whole(look, found) == (label if remark else wide)).all()
     assert kept >= 27
+    with monkeypatch.context() as patched:  # the same, were these outlines hardly explained by anything
+        patched.setattr(hearing, "HARDLY", 0.0)
+        assert advised(look, look.probs.argmax(0).astype(np.uint8), image, witness)[1] == ""
     same, remark = advised(look, look.label, image, witness)
     assert same is look.label
     assert not remark

@@ -70,6 +70,36 @@ def test_a_broken_convention_counts_and_a_kept_one_hardly_speaks_for_a_mask(
     assert all(ImageWitness.of(alike)(name) == one_way(name) for name in alike)
 
 
+def test_the_images_are_believed_as_far_as_a_model_bears_them_out() -> None:
+    """By the formula written out; a model that finds the same outlines flawed makes them speak louder, one that finds
+    others silences them, and what says nothing of any changes nothing."""
+    looks = {
+        f"{i:02d}": scaled_looks(*case(i, 16, 3.2 if i % 4 == 0 else 0.0), (1.0, 1.0)) for i in range(41)
+    }
+    witness = ImageWitness.of(looks)
+    shares = np.array(list(witness.unexplained.values()))
+    middle = np.median(shares)
+    away = np.clip(
+        (shares - middle) / (1.4826 * np.median(np.abs(shares - middle)) + 1e-3 + 0.02 * middle), -2, 4
+    )
+    agreeing = {name: 0.9 if int(name) % 4 == 0 else 0.1 for name in looks}
+    weight = np.array(list(agreeing.values()))
+    apart = weight @ away / weight.sum() - (1 - weight) @ away / (1 - weight).sum()
+    expected = min((weight.sum() * apart + 10 * 0.75) / (weight.sum() + 10), 1.5)
+    assert expected > 1
+    believed = np.clip(np.array(list(witness.convention.values())), 1e-6, 1 - 1e-6)
+    breaks = 0.5 * np.clip(-np.log(believed / (1 - believed)), -1, 3)
+    louder = witness.weighed(agreeing)
+    assert [louder(name) for name in looks] == pytest.approx(
+        expected * away - expected**2 / 2 + breaks, abs=1e-3
+    )
+    opposed = witness.weighed({name: 1 - chance for name, chance in agreeing.items()})
+    assert [opposed(name) for name in looks] == pytest.approx(breaks, abs=1e-3)
+    assert witness.weighed({}) is witness
+    sound = witness.weighed(dict.fromkeys(looks, 0.0))
+    assert [sound(name) for name in looks] == pytest.approx([witness(name) for name in looks])
+
+
 def test_looks_go_by_millimetres_and_by_the_size_of_the_object() -> None:
     """Twice the voxels at half the spacing, or an object in a large empty field: the same looks."""
     image, label = case(3, 24, 0.0)
