@@ -46,10 +46,9 @@ LEAST_CASES = 10
 COUNT_ERROR = (
     0.09  # share of the cases by which the number of flawed ones was off in 18 audits of known flaws (RMS)
 )
-CASE_S, VALUE_S = (
-    0.04,
-    1.5e-7,
-)  # for one process, per case, and per voxel of it and class: by this it is decided how many
+# Of one process, by which it is decided how many there are:
+CASE_S = 0.04  # seconds per case
+VALUE_S = 1.5e-7  # seconds per voxel and class
 VALUE_BYTES = 24  # of memory, per voxel and class, while a case is judged
 _OURS = (
     STATE, ANSWER, TABLE, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS, CACHE, NOISE,
