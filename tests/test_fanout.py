@@ -192,7 +192,7 @@ def test_one_process_needs_no_pickle() -> None:
 
 def test_an_audit_says_the_same_with_several_processes(tmp_path: Path) -> None:
     """Every file of it, byte for byte, but for the time that it took."""
-    source = _images(tmp_path / "data")
+    source = discs(tmp_path / "data")
     answers = [
         audit(source, tmp_path / str(n), probs=tmp_path / "data" / "probs", processes=n)["records"]
         for n in (1, 2)
@@ -210,7 +210,7 @@ def test_an_audit_says_the_same_with_several_processes(tmp_path: Path) -> None:
     assert all(one[path] == two[path] for path in written if path.suffix != ".jpg")
 
 
-def _images(folder: Path) -> Path:
+def discs(folder: Path) -> Path:
     """26 discs in noise, of which five are drawn too large, and soft discs as the probabilities."""
     from PIL import Image
 

@@ -43,6 +43,11 @@ def test_remembered_figures_are_those_of_this_very_mask_and_model(known: Any) ->
             assert auditor.judge(other).odds == forgetful.judge(other).odds != opinions[case].odds
 
 
+def test_the_models_alone_say_the_same_of_all_cases_at_once(known: Any) -> None:
+    _, auditor, opinions = known
+    assert auditor.flawed() == pytest.approx({case: one.flawed for case, one in opinions.items()}, abs=1e-6)
+
+
 def test_flawed_masks_rank_above_sound_ones(known: Any) -> None:
     world, _, opinions = known
     wrong = [case in world.flawed for case in world.ids]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 from tests.audit.conftest import blob
+from tests.test_fanout import discs
 
 from maskmend.appearance import PLACES
 from maskmend.audit import outlines
 from maskmend.audit.outlines import ImageWitness, scaled_looks
+from maskmend.audit.run import audit
 
 
 def case(seed: int, radius: float, by: float, ndim: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +103,23 @@ def test_the_images_are_believed_as_far_as_a_model_bears_them_out() -> None:
     assert witness.weighed({}) is witness
     sound = witness.weighed(dict.fromkeys(looks, 0.0))
     assert [sound(name) for name in looks] == pytest.approx([witness(name) for name in looks])
+
+
+def test_an_audit_weighs_the_images_by_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they say of every case is told to the witness, and it is the weighed one that is heard."""
+    told: list[Mapping[str, float]] = []
+
+    def silenced(witness: ImageWitness, flawed: Mapping[str, float]) -> ImageWitness:
+        told.append(flawed)
+        return ImageWitness()
+
+    source = discs(tmp_path / "data")
+    heard = audit(source, tmp_path / "heard", probs=source / "probs")
+    monkeypatch.setattr(ImageWitness, "weighed", silenced)
+    unheard = audit(source, tmp_path / "unheard", probs=source / "probs")
+    assert [sorted(one) for one in told] == [[f"{number:02d}" for number in range(26)]]
+    assert all(0 <= chance <= 1 for chance in told[0].values())
+    assert heard["records"] != unheard["records"]
 
 
 def test_looks_go_by_millimetres_and_by_the_size_of_the_object() -> None:
