@@ -124,6 +124,9 @@ def cleanlab_from_files(folder: Path) -> None:
 
 def measure_files(count: int, size: int, classes: int, rounds: int) -> list[dict[str, float]]:
     """Seconds by the clock, in turns."""
+    from maskmend.machine import usable_cores
+
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "data"
         write_files(folder, count, size, classes)
@@ -145,11 +148,10 @@ def measure_files(count: int, size: int, classes: int, rounds: int) -> list[dict
                 "all": [*audit, str(Path(place) / f"all{number}")],
                 "cleanlab": [sys.executable, __file__, "--one", f"files {folder}"],
             }.items():
-                environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
                 began = time.monotonic()
                 subprocess.run(command, check=True, capture_output=True, env=environment)
                 times[name] = time.monotonic() - began
-            found.append(times | {"cores": float(len(os.sched_getaffinity(0)))})
+            found.append(times | {"cores": float(usable_cores())})
         return found
 
 
@@ -251,11 +253,9 @@ def report(known: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             f"| {total / (ours['judge'] + ours['fit']):.1f} | {theirs['extra_mb']:.0f} MB | {ours['extra_mb']:.0f} MB |"
         )
     files = [key for key in known if key.startswith("files ")]
-    lines += [
-        "",
-        "| from files, by the clock | cleanlab | `audit --probs`, one process | all cores |",
-        "|---|---|---|---|",
-    ]
+    if files:
+        heading = "| from files, by the clock | cleanlab | `audit --probs`, one process | all cores |"
+        lines += ["", heading, "|---|---|---|---|"]
     for key in files:
         _, images, size, classes = key.split()
         each = _medians(known[key])

@@ -120,6 +120,37 @@ if __name__ == "__main__":
 """
 
 
+def test_ctrl_c_ends_all_at_once_and_is_told_by_the_first_one(tmp_path: Path) -> None:
+    """As a terminal sends it, to the whole group; one worker is at work for half a minute, one waits for some."""
+    script = tmp_path / "script.py"
+    script.write_text(_STOPPED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["0\n", "1\n"]
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate()  # ends when the last process that holds a pipe has ended
+    assert told == ("stopped\n", "")
+    assert process.returncode == 0
+    assert time.monotonic() - began < 15
+
+
+_STOPPED = """
+from tests.test_fanout import *
+
+if __name__ == "__main__":
+    try:
+        for found in spread(2)(slow, range(3)):
+            print(found, flush=True)
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
 def test_the_processes_end_with_the_first_one(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(_KILLED)

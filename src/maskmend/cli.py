@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maskmend import fanout
 from maskmend.answers import json_text, print_json, print_rich
 from maskmend.ending import ended
 from maskmend.errors import UsageError
@@ -270,7 +269,9 @@ def audit(
     given = [*(settings or []), *([f"audit.folds={folds}"] if folds else [])]
     options = _load(config, [*given, *([f"method.name={method}"] if method else [])])
     if processes != 1 and probs:
-        fanout.prepare("maskmend.audit.run", "maskmend.audit.report")
+        from maskmend.fanout import prepare
+
+        prepare("maskmend.audit.run", "maskmend.audit.report")
     from maskmend.audit.run import audit as run_audit
 
     how: dict[str, Any] = {
@@ -309,7 +310,9 @@ def screen(
     _hide_names(phi_safe, out)
     options = _load(config, settings, "data")
     if processes != 1:
-        fanout.prepare("maskmend.audit.screen")
+        from maskmend.fanout import prepare
+
+        prepare("maskmend.audit.screen")
     from maskmend.audit.screen import screen as run_screen
     from maskmend.data.atomic import write_text
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from maskmend.config import DataConfig
 from maskmend.data.case import Case, Dataset
-from maskmend.data.images import read_header
 from maskmend.errors import DataError
 from maskmend.progress import message
 
 WARNINGS = 5  # of the check's, shown
 
 
-def open_masks(source: Path, data: DataConfig, least: int, too_few: str) -> tuple[Dataset, tuple[Case, ...]]:
+class Masks(NamedTuple):
+    """The cases that can be compared.
+
+    Args:
+        dataset: that they are of.
+        cases: with a mask, sorted by id.
+        largest: voxels of the data set's largest image.
+    """
+
+    dataset: Dataset
+    cases: tuple[Case, ...]
+    largest: int
+
+
+def open_masks(source: Path, data: DataConfig, least: int, too_few: str) -> Masks:
     """Check a data set and give its training cases with a mask, sorted by id.
 
     Args:
@@ -39,9 +52,4 @@ def open_masks(source: Path, data: DataConfig, least: int, too_few: str) -> tupl
     if len(cases) < least:
         fact = too_few.format(count=len(cases))
         raise DataError(fact, dataset.root, "look at them one by one (`maskmend check --sheet`)")
-    return dataset, cases
-
-
-def largest_voxels(cases: Sequence[Case]) -> int:
-    """Voxels of the largest mask."""
-    return max(prod(read_header(case.label).shape) for case in cases if case.label)
+    return Masks(dataset, cases, max(prod(facts.shape) for facts in result.facts if facts.shape))

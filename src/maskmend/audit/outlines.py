@@ -169,12 +169,11 @@ class ImageWitness:
         Args:
             flawed: probability, by a model that sees no outlines' looks, of cases; others are weighed alike.
         """
-        both = [case for case in self.unexplained if case in flawed]
-        if not both:
+        both = np.array([case in flawed for case in self.unexplained], bool)
+        if not both.any():
             return self
         away = _away(np.array(list(self.unexplained.values())))
-        spreads = dict(zip(self.unexplained, away.tolist(), strict=True))
-        told, weight = np.array([spreads[case] for case in both]), np.array([flawed[case] for case in both])
+        told, weight = away[both], np.array([flawed[case] for case in self.unexplained if case in flawed])
         means = [float(one @ told) / max(float(one.sum()), 1e-6) for one in (weight, 1 - weight)]
         sure = min(weight.sum(), (1 - weight).sum())
         expected = (sure * (means[0] - means[1]) + KNOWN_BEFORE * EXPECTED) / (sure + KNOWN_BEFORE)

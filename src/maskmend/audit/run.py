@@ -24,11 +24,11 @@ from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cas
 from maskmend.audit.judging import NOISE, SUGGESTED, CaseWork, mixed_up, table_rows, usual_offsets
 from maskmend.audit.look import LooksOf
 from maskmend.audit.mixups import elsewhere
-from maskmend.audit.opening import largest_voxels, open_masks
+from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import ask_images
 from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck, weakness
-from maskmend.audit.sources import Probs, ProbsFolder, stored
+from maskmend.audit.sources import Probs, ProbsFolder, Stored
 from maskmend.audit.store import Store
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
@@ -63,6 +63,7 @@ class Job:
     Args:
         dataset: with its classes named.
         cases: those with a mask, sorted by id.
+        largest: voxels of the largest image.
         source: "folds", "run" or "files".
         out: the audit folder.
         config: settings.
@@ -72,6 +73,7 @@ class Job:
 
     dataset: Dataset
     cases: tuple[Case, ...]
+    largest: int
     source: str
     out: Path
     config: Config
@@ -148,10 +150,10 @@ def _job(source: Path, out: Path, config: Config, run: Path | str | None, probs:
             raise UsageError("is a run; give a data set with --run", source)
         run, source = source, _data_of(source)
     too_few = f"{{count}} cases with a mask; what is usual cannot be told from fewer than {LEAST_CASES}"
-    dataset, cases = open_masks(source, config.data, LEAST_CASES, too_few)
+    masks = open_masks(source, config.data, LEAST_CASES, too_few)
     if probs is not None:
-        return Job(dataset, cases, "files", out, config, Path(probs))
-    return Job(dataset, cases, "run" if run else "folds", out, config, Path(run) if run else None)
+        return Job(*masks, "files", out, config, Path(probs))
+    return Job(*masks, "run" if run else "folds", out, config, Path(run) if run else None)
 
 
 def _data_of(run: Path) -> Path:
@@ -237,7 +239,7 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
 
 
 def _most_processes(job: Job) -> int:
-    values = largest_voxels(job.cases) * (1 + len(job.dataset.labels))
+    values = job.largest * (1 + len(job.dataset.labels))
     return most_processes(len(job.cases) * (CASE_S + VALUE_S * values), VALUE_BYTES * values / 2**30)
 
 
@@ -245,7 +247,7 @@ def _source(job: Job, workers: int) -> Probs:
     """The probabilities of every case, trained for or found."""
     if job.source == "folds":
         dataset = replace(job.dataset, cases=job.cases)
-        return stored(judge_by_folds(dataset, job.out, job.config, job.config.audit.folds, workers))
+        return Stored(judge_by_folds(dataset, job.out, job.config, job.config.audit.folds, workers))
     assert job.place is not None
     if job.source == "files":
         folder = ProbsFolder(job.place, job.dataset, job.config.audit.axes)
@@ -260,7 +262,7 @@ def _source(job: Job, workers: int) -> Probs:
     predict_cases(
         model, [case for case in job.cases if not store.has(case.id)], job.dataset, store, job.config
     )
-    return stored(store)
+    return Stored(store)
 
 
 def _judged(job: Job, work: CaseWork, over: Mapper) -> tuple[list[CaseRecord], Totals]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskmend.audit.mending import free_folder, mended
-from maskmend.audit.opening import largest_voxels, open_masks
+from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import FOLLOWS, ImageWitness, ask_images
 from maskmend.config import DataConfig
 from maskmend.convention import LEAST_CASES
@@ -137,9 +137,8 @@ def screen(
     folder = None if mend is None else free_folder(Path(mend))
     settings = data or DataConfig()
     too_few = f"{{count}} cases with a mask; fewer than {LEAST_CASES} cannot be compared"
-    dataset, cases = open_masks(Path(source), settings, LEAST_CASES, too_few)
+    dataset, cases, voxels = open_masks(Path(source), settings, LEAST_CASES, too_few)
     done = count(1)
-    voxels = largest_voxels(cases)
     over = spread(
         processes or most_processes(len(cases) * (CASE_S + VOXEL_S * voxels), BYTES * voxels / 2**30)
     )

@@ -28,16 +28,14 @@ KEYS = ("probabilities", "softmax", "probs", "pred", "arr_0")
 NEAR_ONE = 0.02
 
 
-def stored(store: Store) -> Probs:
-    """The probabilities that the folds or a run left in a store."""
-    return _Stored(store)
-
-
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
+    """The probabilities that the folds or a run left in a store."""
+
     store: Store
 
     def __call__(self, case: Case) -> np.ndarray:
+        """Of a case."""
         return self.store.read(case.id)
 
 
