@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 
 # Voxels. Fine ones only: what is seen from afar also tells how far the true boundary is, and then an outline
 # drawn beside it is explained too (measured: with 2.8 the two came near one another on clean images).
@@ -51,10 +51,9 @@ def outline_looks(image: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
     empty = image.new_zeros(2 * PLACES, len(image) * FEATURES)
     if box is None:
         return empty
-    solid = mask[box][None, None].to(image.dtype)
-    pool = nn.functional.max_pool2d if mask.ndim == 2 else nn.functional.max_pool3d
-    outside = (pool(solid, 3, stride=1, padding=1)[0, 0] > 0) & ~mask[box] & valid[box]
-    inside = (pool(1 - solid, 3, stride=1, padding=1)[0, 0] > 0) & mask[box] & valid[box]
+    solid = mask[box]
+    outside = _grown(solid) & ~solid & valid[box]
+    inside = _grown(~solid) & solid & valid[box]
     around = (slice(None), *box)
     looks = _looks(image[around]).flatten(1)
     rows = []
@@ -214,16 +213,28 @@ class Mender:
     def unexplained(self, image: Tensor, mask: Tensor, valid: Tensor, index: int) -> float:
         """Share of any outline of a case that the images leave unexplained; infinite without an outline.
 
+        What `offset` finds for the outline where it is, without distances to it.
+
         Args: as of `offset`.
         """
-        found = self._errors(image, mask, valid, index, [0.0])
-        return math.inf if found is None else found[0][0]
+        if not _told(mask, valid):
+            return math.inf
+        drawn = extended(mask.cpu().numpy(), valid.cpu().numpy())
+        beside = ndimage.generate_binary_structure(drawn.ndim, 2)  # up to the root of two away
+        sides = [part & ndimage.binary_dilation(~part, beside) for part in (drawn, ~drawn)]
+        places = [
+            torch.nonzero((torch.from_numpy(side).to(valid.device) & valid).flatten())[:, 0] for side in sides
+        ]
+        if min(map(len, places)) < FEATURES:
+            return math.inf
+        looks = _looks(image).flatten(1)
+        return _of_both([self._sides(looks, some, index) for some in places])
 
     def _errors(
         self, image: Tensor, mask: Tensor, valid: Tensor, index: int, offsets: Sequence[float]
     ) -> tuple[list[float], np.ndarray] | None:
         """Unexplained share of the outline at each offset, and its signed distances; None where there is no outline."""
-        if not bool((mask & valid).any()) or not bool((~mask & valid).any()):
+        if not _told(mask, valid):
             return None
         distance = signed_distance(extended(mask.cpu().numpy(), valid.cpu().numpy()))
         near = (torch.from_numpy(distance).to(mask.device).abs() <= max(map(abs, offsets)) + 1.5) & valid
@@ -231,9 +242,13 @@ class Mender:
         if not len(places):
             return None
         looks = _looks(image).flatten(1)
-        side = torch.cat([self._side(looks[:, some].T, index) for some in places.split(CHUNK)])
+        side = self._sides(looks, places, index)
         depth = torch.from_numpy(distance).to(side).flatten()[places]
         return [_unexplained_at(depth - offset, side) for offset in offsets], distance
+
+    def _sides(self, looks: Tensor, places: Tensor, index: int) -> Tensor:
+        """`_side` of these flat places (M,) of an image with looks (F, V)."""
+        return torch.cat([self._side(looks[:, some].T, index) for some in places.split(CHUNK)])
 
     def _side(self, looks: Tensor, index: int) -> Tensor:
         """+1 inside, -1 outside, by the looks (M, F) alone: (M,)."""
@@ -284,8 +299,18 @@ def _unexplained_at(depth: Tensor, side: Tensor) -> float:
     inside, outside = (depth > 0) & (depth < 1.01), (depth <= 0) & (depth > -1.01)
     if int(inside.sum()) < FEATURES or int(outside.sum()) < FEATURES:
         return math.inf
-    # Both sides count the same, as they do in the fit.
-    return float((side[inside] - 1).square().mean() + (side[outside] + 1).square().mean()) / 2
+    return _of_both([side[inside], side[outside]])
+
+
+def _of_both(sides: Sequence[Tensor]) -> float:
+    """Share unexplained of what was judged inside and outside: both count the same, as they do in the fit."""
+    inside, outside = sides
+    return float((inside - 1).square().mean() + (outside + 1).square().mean()) / 2
+
+
+def _told(mask: Tensor, valid: Tensor) -> bool:
+    """Whether both inside and outside are known somewhere."""
+    return bool((mask & valid).any()) and bool((~mask & valid).any())
 
 
 def image_support(looks: Tensor) -> float:
@@ -313,6 +338,16 @@ def _fourier(flat: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(flat[:, :1]), flat, waves], dim=1).double()
 
 
+def _grown(mask: Tensor) -> Tensor:
+    """(*S) bool with all neighbours, diagonal ones too."""
+    for axis, size in enumerate(mask.shape):
+        wide = mask.clone()
+        wide.narrow(axis, 0, size - 1).logical_or_(mask.narrow(axis, 1, size - 1))
+        wide.narrow(axis, 1, size - 1).logical_or_(mask.narrow(axis, 0, size - 1))
+        mask = wide
+    return mask
+
+
 def _box(mask: Tensor) -> tuple[slice, ...] | None:
     """Where the mask is, with MARGIN voxels around it."""
     places = torch.nonzero(mask)
@@ -334,12 +369,20 @@ def _looks(image: Tensor) -> Tensor:
 
 
 def _blur(image: Tensor, scale: float) -> Tensor:
-    """Gaussian smoothing of (C, *S), borders continued."""
+    """Gaussian smoothing of (C, *S), borders continued.
+
+    Shifted copies are added up: on a CPU two to three times as fast as a convolution of single channels.
+    """
     reach = max(1, round(2.5 * scale))
-    steps = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.softmax(-0.5 * (steps / scale) ** 2, dim=0).view(1, 1, -1)
+    kernel = torch.softmax(-0.5 * (torch.arange(reach + 1.0) / scale) ** 2, dim=0)
+    kernel /= 2 * kernel.sum() - kernel[0]
+    first, *others = kernel.tolist()
     for axis in range(1, image.ndim):
-        lines = image.movedim(axis, -1)
-        padded = nn.functional.pad(lines.reshape(-1, 1, lines.shape[-1]), (reach, reach), mode="replicate")
-        image = nn.functional.conv1d(padded, kernel).view(lines.shape).movedim(-1, axis)
+        size = image.shape[axis]
+        at = torch.arange(-reach, size + reach, device=image.device).clamp(0, size - 1)
+        padded = image.index_select(axis, at)
+        image = image * first
+        for step, weight in enumerate(others, 1):
+            image.add_(padded.narrow(axis, reach - step, size), alpha=weight)
+            image.add_(padded.narrow(axis, reach + step, size), alpha=weight)
     return image

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
 ROUNDS = 40
+SETTLED = 1e-9  # change of every group's weight in a round, after which nothing moves any more
 MARGIN = 0.2  # of log support over the next rival, below which no group is chosen
 LEAST_WEIGHT = 0.1  # of a group that may be chosen
 
@@ -83,7 +85,7 @@ class Groups(nn.Module):
                 break  # two more groups did not pay, nor will three
         assert best is not None
         _, mean, sd, weight = best
-        share = self._logs(features, mean, sd, weight).softmax(1)[:, :-1]
+        share = self._share(features, mean, sd, weight)
         near = (((mean[:, None] - mean) / sd).norm(dim=2) < self.apart).double()
         self.mean, self.sd, self.weight = mean.float(), sd.float(), weight.float()
         self.chosen = (
@@ -117,31 +119,63 @@ class Groups(nn.Module):
         """P(the case belongs to the chosen group), (N,) for (N, F); 1 for all when there is one group."""
         if not self.several:
             return torch.ones(len(features), device=features.device)
-        logs = self._logs(features.double(), self.mean.double(), self.sd.double(), self.weight.double())
-        return (logs.softmax(1)[:, :-1] * self.chosen).sum(1).float()
+        return (self._share(features, self.mean, self.sd, self.weight) * self.chosen).sum(1).float()
 
     def _fit(self, features: Tensor, count: int) -> tuple[float, Tensor, Tensor, Tensor]:
-        order = features.sum(1).argsort()
-        mean = torch.stack([features[part].mean(0) for part in order.chunk(count)])
-        count = len(mean)
-        sd = (features.std(0, unbiased=False) / count).clamp_min(self.least_sd)
-        weight = features.new_full((count + 1,), (1 - UNIFORM_SHARE) / count)
+        """Log likelihood, then mean, spread and weight of the groups."""
+        table = features.cpu().numpy().T
+        order = table.sum(axis=0).argsort(kind="stable")
+        step = -(-len(order) // count)
+        parts = [table[:, order[start : start + step]] for start in range(0, len(order), step)]
+        mean = np.stack([part.mean(axis=1) for part in parts])
+        sd = np.maximum(table.std(axis=1) / len(mean), self.least_sd)
+        weight = np.full(len(mean) + 1, (1 - UNIFORM_SHARE) / len(mean))
         weight[-1] = UNIFORM_SHARE
-        logs = self._logs(features, mean, sd, weight)
+        uniform = self._uniform()
         for _ in range(ROUNDS):
-            share = logs.softmax(1)
-            size = share.sum(0) + 1e-6
-            own = share[:, :-1]
-            mean = own.T @ features / size[:-1, None]
-            off = (own[:, :, None] * (features[:, None] - mean) ** 2).sum((0, 1))
-            sd = (off / size[:-1].sum()).sqrt().clamp_min(self.least_sd)
-            weight = size / size.sum()
-            logs = self._logs(features, mean, sd, weight)
-        return float(logs.logsumexp(1).sum()), mean, sd, weight
+            share = _softmax(_logs(table, mean, sd, weight, uniform))
+            size = share.sum(axis=1) + 1e-6
+            own = share[:-1]
+            mean = own @ table.T / size[:-1, None]
+            spread = [np.vdot(own, (row - at[:, None]) ** 2) for row, at in zip(table, mean.T, strict=True)]
+            sd = np.maximum(np.sqrt(np.array(spread) / size[:-1].sum()), self.least_sd)
+            before, weight = weight, size / size.sum()
+            if np.abs(weight - before).max() < SETTLED:
+                break
+        logs = _logs(table, mean, sd, weight, uniform)
+        top = logs.max(axis=0)
+        likelihood = float((top + np.log(np.exp(logs - top).sum(axis=0))).sum())
+        found = [torch.from_numpy(one).to(features) for one in (mean, sd, weight)]
+        return likelihood, found[0], found[1], found[2]
 
-    def _logs(self, features: Tensor, mean: Tensor, sd: Tensor, weight: Tensor) -> Tensor:
-        """Log of weight times density for each group and, last, the uniform: (N, groups + 1)."""
-        z = (features[:, None] - mean) / sd
-        gauss = (-0.5 * z**2 - sd.log() - 0.5 * math.log(2 * math.pi)).sum(2)
-        uniform = gauss.new_full((len(features), 1), -float(self.extent.log().sum()))
-        return torch.cat([gauss, uniform], 1) + weight.clamp_min(1e-12).log()
+    def _share(self, features: Tensor, mean: Tensor, sd: Tensor, weight: Tensor) -> Tensor:
+        """P(each group) of (N, F), (N, groups), double."""
+        table, at, wide, part = (one.detach().cpu().double().numpy() for one in (features, mean, sd, weight))
+        share = _softmax(_logs(table.T, at, wide, part, self._uniform()))
+        return torch.from_numpy(share[:-1].T.copy()).to(features.device)
+
+    def _uniform(self) -> float:
+        """Log density of the uniform."""
+        return -float(self.extent.log().sum())
+
+
+def _logs(
+    table: np.ndarray, mean: np.ndarray, sd: np.ndarray, weight: np.ndarray, uniform: float
+) -> np.ndarray:
+    """Log of weight times density for each group and, last, the uniform: (groups + 1, N), from (F, N) features.
+
+    In NumPy, as all of the fit: on so few numbers torch takes several times as long.
+    """
+    logs = np.full((len(weight), table.shape[1]), uniform)
+    logs[:-1] = -np.log(sd).sum() - 0.5 * math.log(2 * math.pi) * len(sd)
+    for row, at, wide in zip(table, mean.T, sd, strict=True):
+        logs[:-1] -= 0.5 * ((row - at[:, None]) / wide) ** 2
+    logs += np.log(np.maximum(weight, 1e-12))[:, None]
+    return logs
+
+
+def _softmax(logs: np.ndarray) -> np.ndarray:
+    """(K, N) shares of one from their logs."""
+    share = np.exp(logs - logs.max(axis=0))
+    share /= share.sum(axis=0)
+    return np.asarray(share)

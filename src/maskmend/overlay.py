@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -240,8 +241,16 @@ def _rgb_of(picture: np.ndarray) -> np.ndarray:
 
 def _lay_heat(picture: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> None:
     levels = (255 * np.clip(np.nan_to_num(heat), 0, 1)).astype(np.uint8)
-    colour = heat_colours(_resized(levels, size) / 255.0)
-    picture += (255 * colour[..., :3] - picture) * colour[..., 3:]
+    colours, opaque = _palette()
+    shown = _resized(levels, size)
+    picture += (colours[shown] - picture) * opaque[shown]
+
+
+@cache
+def _palette() -> tuple[np.ndarray, np.ndarray]:
+    """Colour (256, 3) in 0 ... 255 and opacity (256, 1) of each level of a heat map."""
+    table = heat_colours(np.arange(256) / 255).astype(np.float32)
+    return 255 * table[:, :3], table[:, 3:]
 
 
 def _draw_outlines(picture: np.ndarray, label: np.ndarray, colours: Mapping[int, str], size: int) -> None:

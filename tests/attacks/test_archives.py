@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskmend.audit.look import read_mask
 from maskmend.audit.sources import ProbsFolder
 from maskmend.cli import main
 from maskmend.data.dataset import find_cases
@@ -39,7 +40,7 @@ def source(data, tmp_path):
         for old in folder.iterdir():
             old.unlink()
         (folder / f"c00{suffix}").write_bytes(content)
-        return ProbsFolder(folder, dataset)(dataset.cases[0])
+        return ProbsFolder(folder, dataset)(dataset.cases[0], read_mask(dataset.cases[0], dataset)[2])
 
     return read
 

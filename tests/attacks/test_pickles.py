@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskmend.audit.look import read_mask
 from maskmend.audit.sources import ProbsFolder
 from maskmend.cli import main
 from maskmend.data.dataset import find_cases
@@ -62,7 +63,7 @@ def test_probabilities_of_python_objects(data, trap, tmp_path, suffix):
         np.save(path, objects) if suffix == ".npy" else np.savez(path, probs=objects)
     dataset = find_cases(data, labels={"background": 0, "organ": 1})
     with pytest.raises(DataError, match="Python objects"):
-        ProbsFolder(folder, dataset)(dataset.cases[0])
+        ProbsFolder(folder, dataset)(dataset.cases[0], read_mask(dataset.cases[0], dataset)[2])
     words = ["audit", str(data), "-o", str(tmp_path / "out"), "--probs", str(folder)]
     assert main(words) == 3
 
@@ -76,7 +77,7 @@ def test_raw_pickle_named_as_array(data, trap, tmp_path):
     dataset = find_cases(data, labels={"background": 0, "organ": 1})
     for number in (0, 1):
         with pytest.raises(DataError, match="NumPy"):
-            ProbsFolder(folder, dataset)(dataset.cases[number])
+            ProbsFolder(folder, dataset)(dataset.cases[number], read_mask(dataset.cases[number], dataset)[2])
 
 
 if __name__ == "__main__":

@@ -89,16 +89,20 @@ class Opinion:
     def confused(self) -> np.ndarray:
         """(K, K) expected voxels by given (row) and true (column) class."""
         look, classes = self.look, self.look.classes
-        joint = np.zeros((classes, classes))
-        valid = np.ones(look.label.shape, bool) if look.valid is None else look.valid
-        doubted = (self.noise > 0) & valid
-        noise, label = self.noise[doubted], look.label[doubted]
-        others = look.probs[:, doubted].astype(np.float64)
+        doubted = self.noise > 0
+        drawn = look.label.ravel() if look.valid is None else look.label[look.valid]
+        if look.valid is not None:
+            doubted &= look.valid
+        at = np.flatnonzero(doubted)
+        noise, label = self.noise.ravel()[at], look.label.ravel()[at]
+        others = look.probs.reshape(classes, -1)[:, at].astype(np.float64)
         others[label, np.arange(len(label))] = 0
         others *= noise / np.maximum(others.sum(axis=0), 1e-9)
+        joint = np.diag(np.bincount(drawn, minlength=classes).astype(np.float64))
         for given in range(classes):
-            joint[given] = others[:, label == given].sum(axis=1)
-            joint[given, given] += (look.label[valid] == given).sum() - noise[label == given].sum()
+            mine = label == given
+            joint[given] += others[:, mine].sum(axis=1)
+            joint[given, given] -= noise[mine].sum()
         return joint
 
     def wrong_share(self, suggested: np.ndarray) -> float:
@@ -116,7 +120,7 @@ class Opinion:
         """
         label, classes, lost = self.look.label, self.look.classes, self.lost
         heard, model = mask_dice(label, suggested, classes), self.dice_by_model()
-        decided = mask_dice(label, self.look.probs.argmax(axis=0), classes)
+        decided = mask_dice(label, self.look.decided, classes)
         poor = 1 - POOR * (1 - np.where(np.isfinite(decided), decided, model))
         changed = bool((suggested != label).any())  # a lost model suggests nothing, so it was the images
         weights = [1 - lost, 1 - lost, 2 if changed else 2 * (1 - lost), 0 if changed else 4 * lost]
@@ -163,8 +167,13 @@ def _overlap(look: Look) -> float:
 
 def mask_dice(given: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
     """(K - 1,) Dice of each foreground class between two maps (*S) of class indices; NaN where neither has it."""
-    pairs = given.astype(np.int64) * classes + truth
-    return joint_dice(np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes))
+    found = np.full(classes - 1, np.nan)
+    for k in range(1, classes):
+        first, second = given == k, truth == k
+        total = np.count_nonzero(first) + np.count_nonzero(second)
+        if total:
+            found[k - 1] = 2 * np.count_nonzero(first & second) / total
+    return found
 
 
 def joint_dice(joint: np.ndarray) -> np.ndarray:

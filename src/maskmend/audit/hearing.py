@@ -58,13 +58,15 @@ def hear(opinion: Opinion, image: np.ndarray, witness: ImageWitness) -> Heard:
     odds = witness(opinion.look.case)
     if odds > 0 or not _beyond_images(opinion.look):
         opinion = replace(opinion, odds=opinion.odds + odds)
-    found = mirrored(opinion.look, image, witness)
+    given = _outlined(opinion.look, opinion.look.label, image, witness)
+    found = given.mirrored() if witness.doubts(given.case) else None
     if found is not None:
         opinion = opinion.within(bounding_box(found[0] > 0))
         opinion = replace(opinion, odds=max(opinion.odds, float(logit(np.float64(found[1])))))
         better, remark, sure = found[0][opinion.look.box], MIRRORED, found[1]
     else:
-        (better, remark), sure = advised(opinion.look, suggest(opinion), image, witness), 0.0
+        better, remark = advised(opinion.look, suggest(opinion), image, witness, given=given)
+        sure = 0.0
     if remark:
         opinion = replace(opinion, noise=_heard_noise(opinion, better))
     return Heard(opinion, better, remark, sure)
@@ -92,18 +94,18 @@ def misled(opinion: Opinion, image: np.ndarray, witness: ImageWitness) -> float:
     if doubting < LEAST_DOUBT or not witness.knows(look.case):
         return 0.0
     assert witness.mender is not None
-    seen = _outlined(look, look.probs.argmax(axis=0).astype(np.uint8), image, witness).unexplained
+    seen = _outlined(look, look.decided, image, witness).unexplained
     most = max(1.0, float(witness.mender.plausible[0]) + UNSEEN[0])
     return doubting * float(sigmoid(np.float64((seen - most) / UNSEEN[1]))) if np.isfinite(seen) else 0.0
 
 
-def mirrored(look: Look, image: np.ndarray, witness: ImageWitness) -> tuple[np.ndarray, float] | None:
-    """A doubted mask mirrored along an axis (*S) and how sure that is, if the image explains it so; else None."""
-    return _outlined(look, look.label, image, witness).mirrored() if witness.doubts(look.case) else None
-
-
 def advised(
-    look: Look, suggested: np.ndarray, image: np.ndarray, witness: ImageWitness
+    look: Look,
+    suggested: np.ndarray,
+    image: np.ndarray,
+    witness: ImageWitness,
+    *,
+    given: Outlined | None = None,
 ) -> tuple[np.ndarray, str]:
     """What the images say of a suggestion that rests on a model: the mask (*B) to suggest, and a remark on it.
 
@@ -121,6 +123,7 @@ def advised(
         suggested: (*B) class indices.
         image: (C, *S), any numbers.
         witness: what the images say of all masks.
+        given: the look's mask before this witness, if it has been heard already.
     """
     if not witness.knows(look.case):
         return suggested, ""
@@ -128,7 +131,7 @@ def advised(
     def outlined(label: np.ndarray) -> Outlined:
         return _outlined(look, label, image, witness)
 
-    given = outlined(look.label)
+    given = given or outlined(look.label)
     if not witness.disbelieves(look.case):
         if (
             not _of_the_outline(look.label, suggested, look.classes)
@@ -143,8 +146,7 @@ def advised(
     moved, outwards = found[0][look.box].astype(np.uint8), found[1]
     if look.valid is not None:
         moved = np.where(look.valid, moved, look.label)
-    model = look.probs.argmax(axis=0)
-    before, after = (mean_dice(mask_dice(one, model, look.classes)) for one in (look.label, moved))
+    before, after = (mean_dice(mask_dice(one, look.decided, look.classes)) for one in (look.label, moved))
     if after <= before or outlined(moved).unexplained >= outlined(suggested).unexplained:
         return suggested, ""
     way = "wider" if outwards > 0 else "tighter"
@@ -161,10 +163,10 @@ def _beyond_images(look: Look) -> bool:
 
     Then a sound outline does not speak for the mask.
     """
-    decided = look.probs.argmax(axis=0)
-    if np.setdiff1d(decided, look.label).size:
+    counts = [np.bincount(one.ravel(), minlength=look.classes) for one in (look.decided, look.label)]
+    if ((counts[0] > 0) & (counts[1] == 0)).any():
         return True
-    changed, outside = _differing(look.label, decided)
+    changed, outside = _differing(look.label, look.decided)
     return outside < SAME * changed
 
 

@@ -56,7 +56,7 @@ class CaseWork:
 
     Args:
         dataset: names classes and values.
-        probs: gives (K, *S) for a case.
+        probs: gives (K, *S) for a case and its mask.
         auditor, check, witness: what was learnt from all cases.
         out: the audit folder.
         max_voxels: larger images are refused, as `data.max_voxels`.

@@ -79,8 +79,7 @@ def _target(opinion: Opinion, suggested: np.ndarray) -> np.ndarray:
     look = opinion.look
     if (suggested != look.label).sum() >= LEAST_PART:
         return suggested
-    decided: np.ndarray = look.probs.argmax(axis=0)
-    return decided
+    return look.decided
 
 
 def _kind(mass: Masses, drawn: np.ndarray, target: np.ndarray, look: Look) -> tuple[Kind, float]:
@@ -109,6 +108,8 @@ def parts_apart(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     shared = np.bincount(numbered[other], minlength=count + 1)
     alone = (shared <= APART * sizes) & (sizes >= LEAST_PART)
     alone[0] = False
+    if not alone.any():
+        return np.zeros(mask.shape, bool)
     found: np.ndarray = alone[numbered]
     return found
 

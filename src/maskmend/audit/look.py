@@ -55,6 +55,18 @@ class Look:
         """Equal for looks of one case with equal masks and probabilities, as the same files give them again."""
         return self.case, zlib.crc32(self.label.tobytes()), float(self.probs[0].sum())
 
+    @property
+    def decided(self) -> np.ndarray:
+        """(*B) uint8 the class that the model would draw; of equal ones the first."""
+        if "decided" not in self.memo:
+            best, found = self.probs[0].copy(), np.zeros(self.label.shape, np.uint8)
+            for k, one in enumerate(self.probs[1:], 1):
+                found[one > best] = k
+                np.maximum(best, one, out=best)
+            self.memo["decided"] = found
+        answer: np.ndarray = self.memo["decided"]
+        return answer
+
     @cached_property
     def given(self) -> np.ndarray:
         """(*B) the probability of the given label."""
@@ -173,14 +185,14 @@ def bounding_boxes(masks: np.ndarray, margin: int = 0) -> list[tuple[slice, ...]
 
 
 def open_case(
-    case: Case, dataset: Dataset, probs: Callable[[Case], np.ndarray]
+    case: Case, dataset: Dataset, probs: Callable[[Case, np.ndarray], np.ndarray]
 ) -> tuple[Look, np.ndarray, Geometry]:
     """Read a case's mask and probabilities.
 
     Args:
         case: with a label.
         dataset: names the classes, the ignore value and the spacing.
-        probs: gives (K, *S) for the case.
+        probs: gives (K, *S) for the case and its mask (*S) of class indices.
 
     Returns:
         The look, the mask as file values (*S), and the mask's geometry.
@@ -189,7 +201,7 @@ def open_case(
         DataError: shapes that do not belong together, or a value that is no class.
     """
     values, geometry, label, valid = read_mask(case, dataset)
-    found = probs(case)
+    found = probs(case, label)
     wanted = (len(dataset.labels), *values.shape)
     if found.shape != wanted:
         fact = (
@@ -206,12 +218,12 @@ class LooksOf:
     Args:
         cases: by id.
         dataset: names the classes, the ignore value and the spacing.
-        probs: gives (K, *S) for a case.
+        probs: gives (K, *S) for a case and its mask (*S) of class indices.
     """
 
     cases: Mapping[str, Case]
     dataset: Dataset
-    probs: Callable[[Case], np.ndarray]
+    probs: Callable[[Case, np.ndarray], np.ndarray]
 
     def __call__(self, ids: Sequence[str]) -> Iterator[Look]:
         """In this order, one at a time."""

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskmend.appearance import Mender, OutlineModel, outline_looks, scene_looks
 from maskmend.audit.look import bounding_box, read_mask
@@ -89,16 +89,28 @@ def scaled(
     zoom *= min(1.0, (MOST_VOXELS / (drawn.size * zoom.prod())) ** (1 / drawn.ndim))
     zoom = np.where(np.array(drawn.shape) == 1, 1.0, zoom)
     if np.abs(zoom - 1).max() > 0.05:
-        blur = np.where(zoom < 1, 0.4 / zoom, 0.0)
-        part = np.stack([ndimage.zoom(ndimage.gaussian_filter(one, blur), zoom, order=1) for one in part])
-        drawn = ndimage.zoom(drawn.astype(np.float32), zoom, order=1) > 0.5
-        known = ndimage.zoom(known.astype(np.float32), zoom, order=1) > 0.5
+        if zoom.min() < 1:
+            blur = np.where(zoom < 1, 0.4 / zoom, 0.0)
+            part = np.stack([ndimage.gaussian_filter(one, blur) for one in part])
+        everywhere = bool(known.all())
+        part = _zoomed(part, zoom)
+        drawn = _zoomed(drawn[None], zoom)[0] > 0.5
+        known = np.ones_like(drawn) if everywhere else _zoomed(known[None], zoom)[0] > 0.5
     return Scaled(
         _standardised(part),
         torch.from_numpy(drawn),
         torch.from_numpy(known),
         float(np.mean((spacing / zoom)[np.array(drawn.shape) > 1])),
     )
+
+
+def _zoomed(array: np.ndarray, zoom: np.ndarray) -> np.ndarray:
+    """(C, *S) at another scale, linearly between voxels, the outermost where they were: float32."""
+    size = [max(1, round(n * factor)) for n, factor in zip(array.shape[1:], zoom.tolist(), strict=True)]
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    values = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None]
+    found: np.ndarray = nn.functional.interpolate(values, size=size, mode=mode, align_corners=True)[0].numpy()
+    return found
 
 
 def scaled_looks(

@@ -31,6 +31,7 @@ ROUNDS = 4  # more let subtle flaws widen what counts as usual
 RIDGE = 0.01
 BELIEVED = 0.5  # share of cases that the first guess takes for sound
 RATE = (0.002, 0.6)  # least of each kind, most of all together: beyond, the flaws are the convention
+SETTLED = 1e-9  # change of the rates, after which nothing moves any more
 LOST = (4.0, 0.7)  # spreads above the usual doubt at which a model is as likely lost as not, and how sharply
 LEAST_CASES = 20  # from which conventions are looked for
 
@@ -326,8 +327,10 @@ def _rates(ratios: np.ndarray) -> np.ndarray:
         )
         posterior = np.exp(logs - logs.max(axis=1, keepdims=True))
         posterior /= posterior.sum(axis=1, keepdims=True)
-        rates = np.maximum(posterior[:, 1:].mean(axis=0), RATE[0])
+        before, rates = rates, np.maximum(posterior[:, 1:].mean(axis=0), RATE[0])
         rates *= min(1.0, RATE[1] / rates.sum())
+        if np.abs(rates - before).max() < SETTLED:
+            break
     return rates
 
 

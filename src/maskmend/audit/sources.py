@@ -16,11 +16,11 @@ import numpy as np
 from maskmend import pseudonyms
 from maskmend.audit.store import Store
 from maskmend.data.case import Case, Dataset
-from maskmend.data.images import read_header, read_image, read_label
+from maskmend.data.images import read_image
 from maskmend.errors import DataError, ResourceError, UsageError
 
-Probs = Callable[[Case], np.ndarray]
-"""Gives the probabilities (K, *S) of a case on its own grid, float32, background first."""
+Probs = Callable[[Case, np.ndarray], np.ndarray]
+"""Gives the probabilities (K, *S) of a case on its own grid, float32, background first; it is told the mask (*S)."""
 
 ARRAYS = (".npz", ".npy")
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -34,8 +34,8 @@ class Stored:
 
     store: Store
 
-    def __call__(self, case: Case) -> np.ndarray:
-        """Of a case."""
+    def __call__(self, case: Case, label: np.ndarray) -> np.ndarray:
+        """Of a case, whatever its mask (*S)."""
         return self.store.read(case.id)
 
 
@@ -76,8 +76,8 @@ class ProbsFolder:
             names = f"{missing[0]}.npz, {missing[0]}.npy, {missing[0]}.nii.gz or {missing[0]}_0.nii.gz ..."
             raise DataError(fact, self.folder, f"name them {names}")
 
-    def __call__(self, case: Case) -> np.ndarray:
-        """The probabilities of a case.
+    def __call__(self, case: Case, label: np.ndarray) -> np.ndarray:
+        """The probabilities of a case, as its mask (*S) of class indices lies.
 
         Raises:
             DataError: no file, another number of classes, another grid, or values that are no probabilities.
@@ -85,9 +85,7 @@ class ProbsFolder:
         found = self._find(case.id)
         if not found:
             raise DataError("no probabilities", case.id, f"expected in {self.folder}")
-        assert case.label is not None
-        shape = read_header(case.label).geometry.shape
-        most_values = len(self.dataset.labels) * prod(shape)
+        most_values = len(self.dataset.labels) * label.size
         if len(found) > 1:
             parts = [self._array(path, 1, most_values) for path in found]
             shapes = {part.shape for part in parts}
@@ -96,7 +94,7 @@ class ProbsFolder:
             probs = np.concatenate(parts)
         else:
             probs = self._array(found[0], None, most_values)
-        return self._checked(probs, shape, case, found[0])
+        return self._checked(probs, label, found[0])
 
     def _find(self, case: str) -> list[Path]:
         names = pseudonyms.active()
@@ -137,11 +135,11 @@ class ProbsFolder:
                 array = read_image(path)[0]
         return array[None] if channels == 1 and array.shape[0] != 1 else array
 
-    def _checked(self, probs: np.ndarray, shape: tuple[int, ...], case: Case, path: Path) -> np.ndarray:
+    def _checked(self, probs: np.ndarray, label: np.ndarray, path: Path) -> np.ndarray:
         classes = len(self.dataset.labels)
-        if probs.ndim == len(shape):
+        if probs.ndim == label.ndim:
             probs = probs[None]
-        if probs.ndim == len(shape) + 2 and 1 in probs.shape[1:]:  # nnU-Net gives images a depth of 1
+        if probs.ndim == label.ndim + 2 and 1 in probs.shape[1:]:  # nnU-Net gives images a depth of 1
             probs = probs.squeeze(axis=1 + probs.shape[1:].index(1))
         if len(probs) == classes - 1:
             probs = np.concatenate([np.clip(1 - probs.sum(axis=0, keepdims=True), 0, 1), probs])
@@ -150,12 +148,13 @@ class ProbsFolder:
             raise DataError(
                 fact, path, f"classes come first, in this order: {', '.join(self.dataset.labels)}"
             )
-        probs = self._oriented(np.asarray(probs, np.float32), shape, case, path)
+        probs = self._oriented(np.asarray(probs, np.float32), label, path)
         _refuse_no_probabilities(probs, path)
         return probs
 
-    def _oriented(self, probs: np.ndarray, shape: tuple[int, ...], case: Case, path: Path) -> np.ndarray:
-        """(K, *S) as the mask lies, perhaps a view; the mask is read only where its shape does not tell."""
+    def _oriented(self, probs: np.ndarray, label: np.ndarray, path: Path) -> np.ndarray:
+        """(K, *S) as the mask lies, perhaps a view: by its shape, and by what is drawn where that does not tell."""
+        shape = label.shape
         straight = probs.shape[1:] == shape
         turned = probs.shape[1:] == shape[::-1]
         backwards = probs.transpose(0, *range(probs.ndim - 1, 0, -1))
@@ -166,9 +165,7 @@ class ProbsFolder:
             raise DataError(fact, path, "resample them to the image's own grid")
         if not straight or self.axes == "xyz" or backwards is probs:
             return backwards
-        assert case.label is not None
-        label = read_label(case.label, spacing_mm=self.dataset.spacing_mm)[0]
-        drawn = label != next(iter(self.dataset.labels.values()))
+        drawn = label > 0
         background = [float(probs[0][mask].sum()) for mask in (drawn, drawn.T)]
         return backwards if background[1] < background[0] else probs
 

@@ -26,9 +26,11 @@ def suggest(opinion: Opinion) -> np.ndarray:
     change = _without_specks(change)
     if not change.any():
         return look.label.copy()
-    others = look.probs.copy()
-    np.put_along_axis(others, look.label[None].astype(np.intp), 0, axis=0)
-    return np.where(change, others.argmax(axis=0), look.label).astype(np.uint8)
+    given, others = look.label[change], look.probs[:, change]
+    others[given, np.arange(len(given))] = 0
+    better = look.label.copy()
+    better[change] = others.argmax(axis=0)
+    return better
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:

@@ -110,7 +110,9 @@ class Limits:
 
 def suffix_of(path: Path | str) -> str:
     """The known image suffix of a file name in lower case (".nii.gz", ".png"), or ""."""
-    name = Path(path).name.lower()
+    name = (path if isinstance(path, Path) else Path(path)).name.lower()
+    if not name.endswith(IMAGE_SUFFIXES):
+        return ""
     return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix) and name != suffix), "")
 
 
