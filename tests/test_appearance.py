@@ -14,10 +14,12 @@ from maskmend.appearance import (
     PLACES,
     RIDGE,
     SCENE,
+    WAVES,
     Mender,
     OutlineModel,
     _blur,
     _fourier,
+    _looks,
     image_support,
     moved_labels,
     outline_looks,
@@ -166,6 +168,42 @@ def test_an_outline_stays_where_the_images_do_not_say_better() -> None:
         assert mender.offset(torch.randn_like(image), given, everywhere, index) is None
         assert mender.offset(image, given & False, everywhere, index) is None
         assert mender.offset(image, given, everywhere & False, index) is None
+
+
+@pytest.mark.parametrize("shape", [(40, 33), (18, 20, 16), (1, 30, 30)])
+@pytest.mark.parametrize("known", ["everywhere", "a part"])
+def test_an_outline_is_judged_by_the_voxels_within_a_diagonal_of_it(
+    shape: tuple[int, ...], known: str
+) -> None:
+    """Against distances to it, worked out voxel by voxel."""
+    rng = np.random.default_rng(len(shape))
+    drawn = ndimage.gaussian_filter(rng.normal(size=shape), 3) > 0
+    valid = np.ones(shape, bool)
+    if known == "a part":
+        valid[..., :10] = False
+        drawn[..., :10] = drawn[..., 10:11]  # as the nearest known voxel says
+    image = torch.from_numpy(rng.normal(size=(1, *shape))).float()
+    looks = _looks(image).flatten(1)
+    scale = torch.stack([looks.mean(1), looks.std(1)])
+    weights = torch.from_numpy(rng.normal(size=(FOLDS, 1 + len(looks) + WAVES)))
+    mender = Mender(scale, weights, torch.tensor([0.5, 0.3]))
+    places = np.argwhere(np.ones(shape, bool))
+    squares = {inside: np.argwhere(drawn == inside) for inside in (True, False)}
+    halves = []
+    for inside, aim in ((True, 1), (False, -1)):
+        others = squares[not inside]
+        beside = [
+            number
+            for number, at in enumerate(places)
+            if drawn[tuple(at)] == inside and valid[tuple(at)] and ((others - at) ** 2).sum(1).min() <= 2
+        ]
+        waves = _fourier(((looks[:, beside].T - scale[0]) / scale[1]).clamp(-4, 4))
+        halves.append(float(((waves @ weights[2]) - aim).square().mean()))
+    found = mender.unexplained(image, torch.from_numpy(drawn), torch.from_numpy(valid), 2)
+    assert found == pytest.approx(np.mean(halves), rel=1e-6)
+    assert (
+        mender.unexplained(image, torch.ones(shape, dtype=torch.bool), torch.from_numpy(valid), 2) == np.inf
+    )
 
 
 def test_signed_distance_of_a_half_plane() -> None:

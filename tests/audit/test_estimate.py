@@ -14,6 +14,7 @@ from tests.audit.conftest import dice
 
 from maskmend.audit import estimate
 from maskmend.audit.estimate import mean_dice, priority
+from maskmend.audit.injection import _patches
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.suggest import suggest
 
@@ -237,6 +238,28 @@ def test_trusted_masks_count_as_sound(make_world: Callable[..., Any]) -> None:
     assert (auditor.population.trust[[world.ids.index(c) for c in sorted(trusted)[:12]]] == 1).all()
     wrong = [case in world.flawed for case in world.ids]
     assert roc_auc_score(wrong, [opinions[case].odds for case in world.ids]) > 0.95
+
+
+def test_the_model_decides_for_its_likeliest_class(known: Any) -> None:
+    world, _, opinions = known
+    for case in world.ids[:3]:
+        for look in (world.look(case), opinions[case].look):
+            assert np.array_equal(look.decided, look.probs.argmax(axis=0))
+    ties = world.look(world.ids[0])
+    assert (ties.with_probs(np.full_like(ties.probs, 0.3)).decided == 0).all()
+
+
+def test_errors_on_a_part_lie_in_patches_of_the_wanted_size() -> None:
+    """As where white noise, smoothed in full, is above zero: signs agree less with the distance in the same way."""
+    rng, shape, wide = np.random.default_rng(0), (60, 90), (6.0, 11.0)
+    patches = np.array([_patches(shape, wide, rng) for _ in range(300)]) * 2.0 - 1
+    assert abs(patches.mean()) < 0.05
+    for axis, deviation in enumerate(wide, 1):
+        for far in (3, 6, 12):
+            ahead = np.take(patches, range(far, patches.shape[axis]), axis)
+            behind = np.take(patches, range(patches.shape[axis] - far), axis)
+            alike = 2 / np.pi * np.arcsin(np.exp(-((far / deviation) ** 2) / 4))  # of a Gaussian field
+            assert (ahead * behind).mean() == pytest.approx(alike, abs=0.06)
 
 
 def test_the_same_seed_gives_the_same_opinion(make_world: Callable[..., Any]) -> None:

@@ -135,6 +135,15 @@ def test_looks_go_by_millimetres_and_by_the_size_of_the_object() -> None:
             np.testing.assert_allclose(other[side, :2].mean(0), plain[side, :2].mean(0), atol=0.35)
 
 
+@pytest.mark.parametrize("shape", [(30, 41), (12, 17, 20)])
+@pytest.mark.parametrize("factor", [0.45, 1.3, 2.0])
+def test_an_image_at_another_scale_is_scipys(shape: tuple[int, ...], factor: float) -> None:
+    array = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    zoom = np.array([factor, 1.0, 0.8, 1.1][: len(shape)])
+    wanted = np.stack([ndimage.zoom(one, zoom, order=1, mode="nearest") for one in array])
+    assert np.abs(outlines._zoomed(array, zoom) - wanted).max() < 1e-5
+
+
 def test_what_is_not_known_is_not_looked_at() -> None:
     image, label = case(3, 24, 0.0)
     valid = np.ones(label.shape, bool)

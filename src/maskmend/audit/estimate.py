@@ -20,7 +20,7 @@ from maskmend.fanout import Mapper, in_turn
 
 FIT_ON = 400  # cases; more sharpen nothing
 INJECTED = 200  # errors made on purpose in all
-MOST_INJECTED = 3  # per case
+MOST_INJECTED = 6  # per case
 LEAST_LOST = 0.02
 WRONG_IF_FLAWED = (
     0.2  # of what a lost model contradicts, where the mask is flawed; anything between .1 and .3 would do

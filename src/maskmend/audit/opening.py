@@ -20,12 +20,12 @@ class Masks(NamedTuple):
     Args:
         dataset: that they are of.
         cases: with a mask, sorted by id.
-        largest: voxels of the data set's largest image.
+        largest: shape of the data set's largest image.
     """
 
     dataset: Dataset
     cases: tuple[Case, ...]
-    largest: int
+    largest: tuple[int, ...]
 
 
 def open_masks(source: Path, data: DataConfig, least: int, too_few: str) -> Masks:
@@ -52,4 +52,4 @@ def open_masks(source: Path, data: DataConfig, least: int, too_few: str) -> Mask
     if len(cases) < least:
         fact = too_few.format(count=len(cases))
         raise DataError(fact, dataset.root, "look at them one by one (`maskmend check --sheet`)")
-    return Masks(dataset, cases, max(prod(facts.shape) for facts in result.facts if facts.shape))
+    return Masks(dataset, cases, max((facts.shape for facts in result.facts if facts.shape), key=prod))

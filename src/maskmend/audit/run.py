@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ COUNT_ERROR = (
     0.09  # share of the cases by which the number of flawed ones was off in 18 audits of known flaws (RMS)
 )
 # Of one process, by which it is decided how many there are:
-CASE_S = 0.04  # seconds per case
+CASE_S = {2: 0.04, 3: 0.2}  # seconds per case, by the number of axes
 VALUE_S = 1.5e-7  # seconds per voxel and class
 VALUE_BYTES = 24  # of memory, per voxel and class, while a case is judged
 _OURS = (
@@ -63,7 +64,7 @@ class Job:
     Args:
         dataset: with its classes named.
         cases: those with a mask, sorted by id.
-        largest: voxels of the largest image.
+        largest: shape of the largest image.
         source: "folds", "run" or "files".
         out: the audit folder.
         config: settings.
@@ -73,7 +74,7 @@ class Job:
 
     dataset: Dataset
     cases: tuple[Case, ...]
-    largest: int
+    largest: tuple[int, ...]
     source: str
     out: Path
     config: Config
@@ -239,8 +240,9 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
 
 
 def _most_processes(job: Job) -> int:
-    values = job.largest * (1 + len(job.dataset.labels))
-    return most_processes(len(job.cases) * (CASE_S + VALUE_S * values), VALUE_BYTES * values / 2**30)
+    values = prod(job.largest) * (1 + len(job.dataset.labels))
+    seconds = CASE_S[len(job.largest)] + VALUE_S * values
+    return most_processes(len(job.cases) * seconds, VALUE_BYTES * values / 2**30)
 
 
 def _source(job: Job, workers: int) -> Probs:

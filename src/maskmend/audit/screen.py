@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,8 @@ def screen(
     folder = None if mend is None else free_folder(Path(mend))
     settings = data or DataConfig()
     too_few = f"{{count}} cases with a mask; fewer than {LEAST_CASES} cannot be compared"
-    dataset, cases, voxels = open_masks(Path(source), settings, LEAST_CASES, too_few)
+    dataset, cases, largest = open_masks(Path(source), settings, LEAST_CASES, too_few)
+    voxels = prod(largest)
     done = count(1)
     over = spread(
         processes or most_processes(len(cases) * (CASE_S + VOXEL_S * voxels), BYTES * voxels / 2**30)
