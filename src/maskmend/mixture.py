@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 UNIFORM_SHARE = 0.05  # what the uniform starts with; it takes the cases that belong to no group
 ROUNDS = 40
-SETTLED = 1e-9  # change of every group's weight in a round, after which nothing moves any more
+SETTLED = 1e-9  # change of any mean, spread or weight in a round, below which the fit has ended
 MARGIN = 0.2  # of log support over the next rival, below which no group is chosen
 LEAST_WEIGHT = 0.1  # of a group that may be chosen
 
@@ -136,15 +136,14 @@ class Groups(nn.Module):
             share = _softmax(_logs(table, mean, sd, weight, uniform))
             size = share.sum(axis=1) + 1e-6
             own = share[:-1]
+            before = mean, sd, weight
             mean = own @ table.T / size[:-1, None]
             spread = [np.vdot(own, (row - at[:, None]) ** 2) for row, at in zip(table, mean.T, strict=True)]
             sd = np.maximum(np.sqrt(np.array(spread) / size[:-1].sum()), self.least_sd)
-            before, weight = weight, size / size.sum()
-            if np.abs(weight - before).max() < SETTLED:
+            weight = size / size.sum()
+            if all(np.abs(a - b).max() < SETTLED for a, b in zip(before, (mean, sd, weight), strict=True)):
                 break
-        logs = _logs(table, mean, sd, weight, uniform)
-        top = logs.max(axis=0)
-        likelihood = float((top + np.log(np.exp(logs - top).sum(axis=0))).sum())
+        likelihood = float(np.logaddexp.reduce(_logs(table, mean, sd, weight, uniform)).sum())
         found = [torch.from_numpy(one).to(features) for one in (mean, sd, weight)]
         return likelihood, found[0], found[1], found[2]
 
