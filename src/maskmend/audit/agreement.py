@@ -13,6 +13,7 @@ from itertools import combinations as pairs_of
 import numpy as np
 from scipy import ndimage
 
+from maskmend.audit.look import bounding_box
 from maskmend.data.preprocess import IGNORED
 from maskmend.data.raters import combinations
 from maskmend.evaluate.surface import surface
@@ -105,7 +106,8 @@ def compare_raters(
     names, stack = tuple(masks), np.stack(list(masks.values()))
     rows, counts, which = combinations(stack, len(classes))
     shares = _shares(rows, len(classes))
-    box = _box(((stack > 0) & (stack != IGNORED)).any(0) | (False if given is None else given > 0))
+    drawn = ((stack > 0) & (stack != IGNORED)).any(0) | (False if given is None else given > 0)
+    box = bounding_box(drawn, 1)  # neighbours decide surfaces
     views = {name: Outlines(mask[box], spacing_mm, classes) for name, mask in masks.items()}
     where = (slice(None), *box)
     inside = stack[where]
@@ -233,14 +235,6 @@ def _place(disputed: np.ndarray) -> tuple[int, ...] | None:
         return None
     depth = ndimage.distance_transform_edt(np.pad(disputed, 1))
     return tuple(int(i) - 1 for i in np.unravel_index(int(depth.argmax()), depth.shape))
-
-
-def _box(drawn: np.ndarray) -> tuple[slice, ...]:
-    """Where anything is drawn, one voxel wider where the image allows: neighbours decide surfaces."""
-    found = ndimage.find_objects(drawn.astype(np.uint8))
-    if not found:
-        return tuple(slice(0, 1) for _ in drawn.shape)
-    return tuple(slice(max(0, part.start - 1), part.stop + 1) for part in found[0])
 
 
 def _pair(

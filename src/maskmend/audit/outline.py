@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
+from maskmend.audit.look import bounding_box
 from maskmend.audit.record import StructureFinding
 
 ROUGH = 1.17
@@ -80,10 +81,9 @@ def _by_axis(mask: np.ndarray, spacing_mm: Sequence[float]) -> list[float | None
     """Roughness of the sections across each axis; one figure for an image."""
     if mask.ndim == 2:
         return [_roughness([mask], least=1)]
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
-    if not boxes:
+    if not mask.any():
         return []
-    cut, sides = mask[boxes[0]], np.asarray(spacing_mm, float)
+    cut, sides = mask[bounding_box(mask)], np.asarray(spacing_mm, float)
     found: list[float | None] = []
     for axis in range(3):
         plane = np.delete(sides, axis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from maskmend.audit.look import bounding_box
 from maskmend.audit.record import StructureFinding
 
 SPECK_VOXELS = 2
@@ -15,6 +16,7 @@ BLANK_SHARE = (0.02, 0.95)
 """Share of an image that may be blank border; less or more is no border."""
 
 OUTSIDE_SHARE = 0.9
+MOST_SAMPLED = 500_000  # voxels of an image from which its range is taken
 
 _MARGIN = 1
 
@@ -29,7 +31,7 @@ def loose_pieces(mask: np.ndarray, foreground: np.ndarray, name: str) -> list[St
         foreground: (*S) bool, all classes.
         name: of the class.
     """
-    box = _box(mask, _MARGIN)
+    box = bounding_box(mask, _MARGIN)
     corners = np.ones((3,) * mask.ndim)
     numbered, count = ndimage.label(mask[box], corners)
     if count == 1:
@@ -70,7 +72,7 @@ def holes(mask: np.ndarray, label: np.ndarray, name: str) -> list[StructureFindi
         label: (*S) all classes: a hole that another class fills is none.
         name: of the class.
     """
-    box = _box(mask, _MARGIN)
+    box = bounding_box(mask, _MARGIN)
     filled = ndimage.binary_fill_holes(mask[box])
     empty = filled & (label[box] == 0)
     voxels = int(np.count_nonzero(empty))
@@ -139,10 +141,11 @@ def blank_border(image: np.ndarray) -> np.ndarray | None:
     dark = np.ones(image.shape[1:], bool)
     for channel in image:
         shell = _shell(channel)
-        shell = shell[np.isfinite(shell)]
-        if not shell.size:
+        some = channel.ravel()[:: -(-channel.size // MOST_SAMPLED)]
+        shell, some = shell[np.isfinite(shell)], some[np.isfinite(some)]
+        if not shell.size or not some.size:
             return None
-        level, high = np.median(shell), np.percentile(channel[np.isfinite(channel)], 99)
+        level, high = np.median(shell), np.percentile(some, 99)
         spread = 1.4826 * np.median(np.abs(shell - level))
         if high - level < 8 * spread or high <= level:  # the border is not darker than the rest
             return None
@@ -160,11 +163,6 @@ def _shell(array: np.ndarray) -> np.ndarray:
     """The values on the border of an array, axes of length one aside."""
     axes = [axis for axis in range(array.ndim) if array.shape[axis] > 1]
     return np.concatenate([np.take(array, end, axis).ravel() for axis in axes for end in (0, -1)])
-
-
-def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    found = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in found)
 
 
 def _centre(part: np.ndarray, box: tuple[slice, ...]) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
+from maskmend.audit.look import bounding_box
 from maskmend.audit.record import StructureFinding
 
 LEAST_PIXELS = 12  # in a slice
@@ -33,7 +33,7 @@ def slice_faults(mask: np.ndarray, name: str) -> list[StructureFinding]:
         mask: (D, H, W) bool, not empty.
         name: of the class.
     """
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = bounding_box(mask)
     found: dict[str, tuple[int, StructureFinding]] = {}
     for axis in range(3):
         stack = np.moveaxis(mask[box], axis, 0)
@@ -93,13 +93,12 @@ def blunt_ends(foreground: np.ndarray, spacing_mm: Sequence[float]) -> list[Stru
         foreground: (D, H, W) bool, all classes, so that classes side by side do not end one another.
         spacing_mm: voxel size; an axis with thick slices has blunt ends by nature and is passed over.
     """
-    boxes = ndimage.find_objects(foreground.astype(np.uint8))
-    if not boxes:
+    if not foreground.any():
         return []
-    found = []
+    found, drawn = [], bounding_box(foreground)
     for axis in range(3):
         areas = np.count_nonzero(foreground, axis=tuple(a for a in range(3) if a != axis))
-        used = boxes[0][axis]
+        used = drawn[axis]
         if used.stop - used.start < LEAST_SLICES or spacing_mm[axis] > 2 * min(spacing_mm):
             continue
         for last, border in ((used.start, 0), (used.stop - 1, foreground.shape[axis] - 1)):

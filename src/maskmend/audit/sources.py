@@ -26,6 +26,7 @@ ARRAYS = (".npz", ".npy")
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 KEYS = ("probabilities", "softmax", "probs", "pred", "arr_0")
 NEAR_ONE = 0.02
+AT_ONCE = 1 << 16  # voxels that are checked together
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,7 @@ class ProbsFolder:
             raise DataError(
                 fact, path, f"classes come first, in this order: {', '.join(self.dataset.labels)}"
             )
-        probs = self._oriented(np.asarray(probs, np.float32), label, path)
-        _refuse_no_probabilities(probs, path)
-        return probs
+        return self._oriented(_probabilities(probs, path), label, path)
 
     def _oriented(self, probs: np.ndarray, label: np.ndarray, path: Path) -> np.ndarray:
         """(K, *S) as the mask lies, perhaps a view: by its shape, and by what is drawn where that does not tell."""
@@ -227,15 +226,34 @@ def _guard(file: IO[bytes], path: Path, most_values: int) -> None:
         raise ResourceError(fact, path, "export the probabilities on the image's own grid")
 
 
-def _refuse_no_probabilities(probs: np.ndarray, path: Path) -> None:
-    low, high = float(probs.min()), float(probs.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise DataError("holds NaN or infinite values", path, "export the probabilities again")
+def _probabilities(array: np.ndarray, path: Path) -> np.ndarray:
+    """An array (K, *S) of numbers as float32, or a refusal; part by part, each looked at while the cache holds it."""
+    given = np.ascontiguousarray(array).reshape(len(array), -1)
+    probs = given if given.dtype == np.float32 else np.empty(given.shape, np.float32)
+    low, high, least, most = np.inf, -np.inf, np.inf, -np.inf
+    for start in range(0, given.shape[1], AT_ONCE):
+        part = probs[:, start : start + AT_ONCE]
+        if probs is not given:
+            _copied(given[:, start : start + AT_ONCE], part)
+        total = part.sum(axis=0)
+        low, high = min(low, float(part.min())), max(high, float(part.max()))
+        least, most = min(least, float(total.min())), max(most, float(total.max()))
+        if not np.isfinite(total).all():
+            raise DataError("holds NaN or infinite values", path, "export the probabilities again")
     if low < -1e-3 or high > 1 + NEAR_ONE:
         fact = f"values from {low:.3g} to {high:.3g} are no probabilities"
         raise DataError(fact, path, "logits or percentages? apply a softmax over the classes first")
-    total = probs.sum(axis=0)
-    off = float(np.abs(total - 1).max())
-    if off > NEAR_ONE:
-        fact = f"the classes' probabilities add up to {float(total.min()):.3g} ... {float(total.max()):.3g}, not 1"
+    if max(1 - least, most - 1) > NEAR_ONE:
+        fact = f"the classes' probabilities add up to {least:.3g} ... {most:.3g}, not 1"
         raise DataError(fact, path, "give a softmax over all classes, background included")
+    return probs.reshape(array.shape)
+
+
+def _copied(source: np.ndarray, target: np.ndarray) -> None:
+    """Half precision by torch, which uses the processor's own conversion; three times faster than NumPy's."""
+    if source.dtype == np.float16 and source.flags.writeable:  # torch warns of others
+        import torch
+
+        torch.from_numpy(target).copy_(torch.from_numpy(source))
+    else:
+        target[...] = source

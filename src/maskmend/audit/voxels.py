@@ -20,22 +20,25 @@ SAMPLED = 200  # voxels per case to learn from
 _CASE, _VOXEL = (-6.0, 8.0), (-4.0, 7.0)  # log odds beyond these say no more
 
 
-def doubts(look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels that the model doubts: flat places (n,) in the box and their figures (n, 2).
+def doubted(look: Look) -> np.ndarray:
+    """(n,) flat places in the box of the voxels whose given label the model doubts."""
+    return np.flatnonzero(look.given.ravel() < 1 - DOUBTED)
 
-    The figures: log odds of the best other class against the given one, and log of the probability that the given
-    one is wrong, by the model alone.
+
+def figures_at(look: Look, at: np.ndarray) -> np.ndarray:
+    """What the model says of the voxels at these flat places (n,), (n, 2) float32.
+
+    Log odds of the best other class against the given one, and log of the probability that the given one is wrong, by
+    the model alone.
     """
-    given = look.given.ravel()
-    doubt = 1 - given
-    at = np.flatnonzero(doubt > DOUBTED)
-    label, other = look.label.ravel()[at], np.full(len(at), np.float32(1e-6))
+    given, label = look.given.ravel().take(at), look.label.ravel().take(at)
+    other = np.full(len(at), np.float32(1e-6))
     for k, probs in enumerate(look.probs):
-        np.maximum(other, probs.ravel()[at] * (label != k), out=other)
+        np.maximum(other, probs.ravel().take(at) * (label != k), out=other)
     figures = np.empty((len(at), 2), np.float32)
-    np.clip(np.log(other / given[at]), *_VOXEL, out=figures[:, 0])
-    np.log(doubt[at], out=figures[:, 1])
-    return at, figures
+    np.clip(np.log(other / given), *_VOXEL, out=figures[:, 0])
+    np.log(1 - given, out=figures[:, 1])
+    return figures
 
 
 def columns(figures: np.ndarray, case_odds: np.ndarray | float) -> np.ndarray:
@@ -60,7 +63,8 @@ class VoxelJudge:
             case_odds: log odds that the case is flawed.
         """
         out = np.zeros(look.label.size, np.float32)
-        at, figures = doubts(look)
+        at = doubted(look)
+        figures = figures_at(look, at)
         start, case, odds, log_doubt, by_odds, by_doubt = self.weights  # of `columns`, all of one case
         case_odds = float(np.clip(case_odds, *_CASE))
         flawed = float(sigmoid(np.float64(case_odds)))
@@ -80,10 +84,10 @@ class VoxelSample:
 
 def sample(look: Look, truth: np.ndarray, rng: np.random.Generator) -> VoxelSample:
     """A fair draw of the doubted voxels of a mask whose truth (*B) is (taken to be) known."""
-    at, figures = doubts(look)
-    kept = rng.permutation(len(at))[:SAMPLED] if len(at) > SAMPLED else np.arange(len(at))
-    wrong = (look.label != truth).ravel()[at[kept]]
-    return VoxelSample(figures[kept], wrong, len(at) / max(len(kept), 1))
+    at = doubted(look)
+    kept = at[rng.permutation(len(at))[:SAMPLED]] if len(at) > SAMPLED else at
+    wrong = look.label.ravel()[kept] != truth.ravel()[kept]
+    return VoxelSample(figures_at(look, kept), wrong, len(at) / max(len(kept), 1))
 
 
 def fit(samples: Sequence[VoxelSample], case_odds: np.ndarray, weight: np.ndarray) -> VoxelJudge:
