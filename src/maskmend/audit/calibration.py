@@ -63,7 +63,7 @@ def sample(look: Look, rng: np.random.Generator) -> np.ndarray:
         places = np.flatnonzero(stratum & known)
         if len(places):
             chosen = rng.choice(places, size)
-            weight = np.full(size, len(places) / size, np.float32)
+            weight = np.full(size, look.each * len(places) / size, np.float32)
             rows.append(np.column_stack([np.log(probs[:, chosen]).T, label[chosen], weight]))
     return np.concatenate(rows)
 

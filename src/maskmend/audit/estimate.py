@@ -220,7 +220,7 @@ class Auditor:
         """The opinion of a case with uncalibrated probabilities."""
         known = self.seen.get(look.fingerprint)
         look = self.calibration(look)
-        evidence = known or gather(look)
+        evidence = known or gather(look.thinned())
         judge = self.population
         verdict, doubt = (float(f([evidence])[0]) for f in (judge.verdict, judge.usual.excess))
         noise = self.voxels.noise(look, verdict)
@@ -290,7 +290,7 @@ def _counted(result: Result, progress: Callable[[], object]) -> Result:
 def _look_first(looks: Looks, seed: int, item: tuple[int, str]) -> tuple[Evidence, np.ndarray]:
     """The figures of a case with probabilities as they are, and a sample of these."""
     number, case = item
-    look = next(looks([case]))
+    look = next(looks([case])).thinned()
     return gather(look), calibration.sample(look, np.random.default_rng([seed, 11, number]))
 
 
@@ -317,7 +317,7 @@ def _look_again(
     number, case = item
     rng = np.random.default_rng([seed, 12, number])
     look = next(looks([case]))
-    calibrated = set_right(look)
+    calibrated = set_right(look.thinned())
     evidence, sound = gather(calibrated), voxels.sample(calibrated, calibrated.label, rng)
     wrong = [_make(calibrated, rng) for _ in range(each[number])]
     made = [one for one in wrong if one is not None]

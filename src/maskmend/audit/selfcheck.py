@@ -135,7 +135,7 @@ def weakness(check: Mapping[str, Any]) -> str:
 def _examined(auditor: Auditor, looks: Looks, seed: int, item: tuple[int, str]) -> list[Answer]:
     """The answers to a case as given and with errors; none where its mask is not believed."""
     number, case = item
-    look, rng = next(looks([case])), np.random.default_rng([seed, 21, number])
+    look, rng = next(looks([case])).thinned(), np.random.default_rng([seed, 21, number])
     opinion = auditor.judge(look)
     if opinion.flawed >= 0.5:
         return []
@@ -156,8 +156,8 @@ def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:
         kind=case_kind(opinion, suggested)[0],
         true_kind=true_kind,
         mended=mean_dice(mask_dice(suggested, truth, classes)),
-        noise=float(opinion.noise.sum()),
-        wrong=int((label != truth).sum()),
+        noise=opinion.look.each * float(opinion.noise.sum()),
+        wrong=opinion.look.each * int((label != truth).sum()),
     )
 
 

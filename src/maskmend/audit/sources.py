@@ -26,7 +26,7 @@ ARRAYS = (".npz", ".npy")
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 KEYS = ("probabilities", "softmax", "probs", "pred", "arr_0")
 NEAR_ONE = 0.02
-AT_ONCE = 1 << 16  # voxels that are checked together
+AT_ONCE = 1 << 15  # voxels that are checked together
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,9 @@ def _copied(source: np.ndarray, target: np.ndarray) -> None:
     if source.dtype == np.float16 and source.flags.writeable:  # torch warns of others
         import torch
 
-        torch.from_numpy(target).copy_(torch.from_numpy(source))
+        for ours, theirs in zip(
+            target, source, strict=True
+        ):  # so few at once that torch starts no threads for them
+            torch.from_numpy(ours).copy_(torch.from_numpy(theirs))
     else:
         target[...] = source

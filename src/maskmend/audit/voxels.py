@@ -87,7 +87,7 @@ def sample(look: Look, truth: np.ndarray, rng: np.random.Generator) -> VoxelSamp
     at = doubted(look)
     kept = at[rng.permutation(len(at))[:SAMPLED]] if len(at) > SAMPLED else at
     wrong = look.label.ravel()[kept] != truth.ravel()[kept]
-    return VoxelSample(figures_at(look, kept), wrong, len(at) / max(len(kept), 1))
+    return VoxelSample(figures_at(look, kept), wrong, look.each * len(at) / max(len(kept), 1))
 
 
 def fit(samples: Sequence[VoxelSample], case_odds: np.ndarray, weight: np.ndarray) -> VoxelJudge:
