@@ -254,9 +254,7 @@ def _copied(source: np.ndarray, target: np.ndarray) -> None:
     if source.dtype == np.float16 and source.flags.writeable:  # torch warns of others
         import torch
 
-        for ours, theirs in zip(
-            target, source, strict=True
-        ):  # so few at once that torch starts no threads for them
+        for ours, theirs in zip(target, source, strict=True):  # so few at once that no threads are started
             torch.from_numpy(ours).copy_(torch.from_numpy(theirs))
     else:
         target[...] = source
