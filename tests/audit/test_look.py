@@ -17,7 +17,7 @@ SHAPE = (60, 150, 150)
 
 
 def balls(
-    *wider_mm: float, moved_mm: float = 0.0, lesion_mm: float = 0.0, shape: tuple[int, ...] = SHAPE
+    wider_mm: float = 0.0, *, moved_mm: float = 0.0, lesion_mm: float = 0.0, shape: tuple[int, ...] = SHAPE
 ) -> Look:
     """A ball of radius 40 mm, of which the mask is wider and moved, perhaps with a second class inside."""
     grid = np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, SPACING, strict=True)), indexing="ij")
@@ -29,7 +29,7 @@ def balls(
             for a, (axis, c) in enumerate(zip(grid, centre, strict=True))
         )
     )
-    label = (moved < 40 + sum(wider_mm)).astype(np.uint8)
+    label = (moved < 40 + wider_mm).astype(np.uint8)
     likely = 1 / (1 + np.exp(away - 40))
     probs = [1 - likely, likely]
     if lesion_mm:

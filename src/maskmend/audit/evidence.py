@@ -69,11 +69,11 @@ def gather(look: Look) -> Evidence:
     soft, drawn = _soft(look), look.label > 0
     masks = _drawn_parts(look, drawn)
     contradiction, against = _contradictions(look, soft, drawn)
-    voxel = prod(look.spacing_mm) / look.each
-    outline_voxels = 0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel + 1
-    volume = 0.5 * (masks.moments.mass[0] + soft.parts.moments.mass[0]) * look.each + 1
+    voxel, one = prod(look.spacing_mm), 1 / look.each
+    outline_voxels = 0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel + one
+    volume = 0.5 * (masks.moments.mass[0] + soft.parts.moments.mass[0]) + one
     surprises = np.array([
-        np.log((contradiction + 1) / (soft.expected + 1)),
+        np.log((contradiction + one) / (soft.expected + one)),
         np.log(contradiction / outline_voxels + _FAINT),
         np.log(contradiction / volume + _FAINT),
         np.log(against / outline_voxels + _FAINT),
@@ -125,11 +125,11 @@ def _measured(look: Look) -> _Soft:
     probs, ndim, spacing = look.probs, look.label.ndim, look.spacing_mm
     likely = 1 - probs[0]
     parts = _soft_parts(look, likely)
-    expected = look.each * _entropy(probs, likely)
-    voxel, flat = prod(spacing) / look.each, (ndim - 1) / ndim
+    expected = _entropy(probs, likely)
+    voxel, one, flat = prod(spacing), 1 / look.each, (ndim - 1) / ndim
     decided = likely > 0.5
-    rough = outline(decided, spacing) / ((look.each * np.count_nonzero(decided) + 1) * voxel) ** flat
-    doubts = np.log([expected / (parts.outline[0] / voxel + 1) + _FAINT, rough + 0.1])
+    rough = outline(decided, spacing) / ((np.count_nonzero(decided) + one) * voxel) ** flat
+    doubts = np.log([expected / (parts.outline[0] / voxel + one) + _FAINT, rough + 0.1])
     return _Soft(likely, decided, probs.max(axis=0), expected, parts, doubts)
 
 
@@ -176,7 +176,7 @@ def _contradictions(look: Look, soft: _Soft, drawn: np.ndarray) -> tuple[float, 
     off = given < soft.best
     contradiction = float(np.log(soft.best[off] / given[off]).sum())
     likely = np.clip(soft.likely[soft.decided ^ drawn], LEAST, 1 - LEAST)
-    return look.each * contradiction, look.each * float(np.abs(np.log(likely / (1 - likely))).sum())
+    return contradiction, float(np.abs(np.log(likely / (1 - likely))).sum())
 
 
 def _corners(boxes: Sequence[Sequence[slice]], spacing_mm: Sequence[float]) -> np.ndarray:
