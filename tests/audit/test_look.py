@@ -71,6 +71,16 @@ def test_figures_are_those_of_all_voxels(wider: float, moved: float) -> None:
     assert np.allclose(full.doubts, thin.doubts, atol=0.15)
 
 
+def test_figures_of_a_mask_that_the_model_does_not_see() -> None:
+    """Nothing but the voxel that keeps quotients finite is left of the model's outline."""
+    probs = np.full_like(balls().probs, 0.001)
+    probs[0] = 0.999
+    look = balls().with_probs(probs)
+    full, thin = gather(look), gather(look.thinned())
+    assert np.allclose(full.surprises, thin.surprises, atol=0.05)
+    assert np.allclose(full.doubts, thin.doubts, atol=0.05)
+
+
 def test_what_is_counted_stands_for_all_voxels() -> None:
     look = balls(2.0)
     thin = look.thinned()
