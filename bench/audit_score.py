@@ -170,7 +170,7 @@ def maskmend(
         opinion, better = case.opinion, case.suggested
         found["flawed"].append(opinion.flawed)
         found["quality"].append(mean_known(opinion.dice(better)))
-        found["share"].append(priority(opinion.flawed, found["quality"][-1]))
+        found["share"].append(priority(opinion.flawed, found["quality"][-1], opinion.backing))
         found["noise"].append(opinion.look.whole(opinion.noise).ravel())
         found["kinds"].append(case_kind(opinion, better)[0])
         whole = label[look.case].copy()
@@ -185,7 +185,7 @@ def maskmend(
     kinds |= {
         case: "left-right flip" for case, sure in flips.items() if sure > 0 and sure >= others.get(case, 0)
     }
-    check = SelfCheck.of(auditor, looks, ids).facts()
+    check = SelfCheck.of(auditor, looks, ids, backing=witness.backing).facts()
     return np.array(found["flawed"]), np.concatenate(found["noise"]), {
         "priority": np.array(found["share"]), "odds": np.array(found["odds"]),
         "witness": np.array([witness(i) for i in ids]), "quality_alone": np.array(found["quality_alone"]),

@@ -1,6 +1,6 @@
 """Tables and a figure of the audit's evidence, from the committed scores.
 
-python bench/audit_tables.py                     # Markdown to stdout, figure beside the scores
+python bench/audit_tables.py    # writes tables.md and rankings.png beside the scores, prints the table of all seeds
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ TITLES = {
     "hippocampus-3d assorted": "Hippocampus volumes, assorted flaws",
     "bubil crowd": "BU-BIL, masks of a crowd",
 }  # fmt: skip
+HEAD = """# Scores of all rankings
+
+Means over seeds, ± half a 95 % interval (t), made by `make bench NAME=audit_tables` from scores.json and unseen.json.
+What the rankings and scores are, and how all this was done: [how well the audit finds errors](README.md).
+"""
 COLOURS = {
     "maskmend": "#0b5fa5", "maskmend, probabilities alone": "#56b4e9", "maskmend, images alone": "#a8d5f2",
     "cleanlab": "#d95f02", "cleanlab issues": "#e6ab02", "mean loss": "#7570b3", "1 - soft Dice": "#1b9e77",
@@ -89,12 +94,46 @@ def tables(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> s
     return "\n".join(lines)
 
 
+def together(groups: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> str:
+    """One table of all groups: the audit's mean over the best rival's, and the difference seed by seed."""
+    titles = [f"{TITLES[name]} ({len(seeds)} seeds)" for name, seeds in groups.items()]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for score, title in SCORES.items():
+        cells = []
+        for seeds in groups.values():
+            values = by_ranking(seeds, score)
+            own, best = values["maskmend"], _best_rival(values)
+            if not own or not best:
+                cells.append("")
+                continue
+            mean, half = interval(np.subtract(own, values[best]).tolist())
+            ahead = f"{mean:+.3f} ± {half:.3f}"
+            beyond = f"**{ahead}**" if abs(mean) > half else ahead
+            cells.append(f"{np.mean(own):.3f} over {np.mean(values[best]):.3f}: {beyond}")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def merged(
+    *tables_of: Mapping[str, Mapping[int, list[dict[str, Any]]]],
+) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """The same groups with the seeds of all."""
+    return {
+        name: {seed: rows for one in tables_of for seed, rows in one.get(name, {}).items()} for name in TITLES
+    }
+
+
+def _best_rival(values: Mapping[str, Sequence[float]]) -> str:
+    """The rival with the best mean; "" for none."""
+    rivals = [ranking for ranking in values if not ranking.startswith("maskmend") and values[ranking]]
+    return max(rivals, key=lambda ranking: float(np.mean(values[ranking])), default="")
+
+
 def _ahead(values: Mapping[str, Sequence[float]], own: str) -> str:
     """By how much a ranking is ahead of the rival with the best mean, seed by seed."""
-    rivals = [ranking for ranking in values if not ranking.startswith("maskmend") and values[ranking]]
-    if not values.get(own) or not rivals:
+    best = _best_rival(values)
+    if not values.get(own) or not best:
         return ""
-    best = max(rivals, key=lambda ranking: float(np.mean(values[ranking])))
     return f"{_cell(np.subtract(values[own], values[best]).tolist(), '+.3f')} ({best})"
 
 
@@ -163,11 +202,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", type=Path, default=RESULTS / "scores.json")
-    given = parser.parse_args()
-    groups = read(given.table)
-    print(tables(groups))
-    figure(groups, given.table.with_name("rankings.png"))
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="holds scores.json and unseen.json")
+    folder = parser.parse_args().folder
+    groups, unseen = (read(folder / name) for name in ("scores.json", "unseen.json"))
+    told = [HEAD, "## Seeds 10 to 14", "", tables(groups), "## Seeds from 15 on", "", tables(unseen)]
+    (folder / "tables.md").write_text("\n".join(told).rstrip() + "\n")
+    print(together(merged(groups, unseen)))
+    figure(merged(groups, unseen), folder / "rankings.png")
 
 
 if __name__ == "__main__":

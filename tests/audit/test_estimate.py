@@ -114,6 +114,12 @@ def test_the_estimated_dice_of_a_flawed_mask_is_half_the_models_and_half_that_to
             )
 
 
+def test_where_no_mask_may_be_sound_the_order_goes_by_dice() -> None:
+    assert priority(0.2, 0.7) == pytest.approx(0.06)
+    assert priority(0.2, 0.7, backing=0.0) == pytest.approx(0.3)
+    assert priority(0.2, 0.7, backing=0.5) == pytest.approx(0.18)
+
+
 @pytest.mark.parametrize(
     ("flawed", "usual_overlap", "share"),
     [

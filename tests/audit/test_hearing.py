@@ -210,6 +210,34 @@ def test_being_lost_mixes_with_what_is_known() -> None:
     assert poor.dice(wide)[0] == pytest.approx(1 - 0.5 * (1 - by_model), abs=0.01)
 
 
+def test_models_that_no_image_bears_out_are_believed_by_the_voxel(witness: ImageWitness) -> None:
+    """Analytic: half of the map is what a model doubts, and the suggestion says nothing of the Dice; it stays."""
+    image, truth = scene(4)
+    before = judged(look_of(4, drawn(truth, 3), model(drawn(truth, 0), sure=0.7)), odds=-1.0)
+    before = replace(before, noise=np.where(before.noise > 0, 0.6, 0.0).astype(np.float32))
+    heard = [hear(before, image, replace(witness, backing=backing)) for backing in (1.0, 0.5, 0.0)]
+    full, half, none = (one.opinion for one in heard)
+    assert [one.backing for one in (full, half, none)] == [1.0, 0.5, 0.0]
+    assert all(np.array_equal(one.suggested, heard[0].suggested) for one in heard)
+    told = full.noise > 0
+    assert half.noise[told & (heard[0].suggested == full.look.label)] == pytest.approx(
+        0.6 + 0.25 * (0.7 - 0.6)
+    )
+    assert none.noise[told & (heard[0].suggested == full.look.label)] == pytest.approx(
+        0.6 + 0.5 * (0.7 - 0.6)
+    )
+    assert not none.noise[~told].any()
+    sure = replace(none, odds=60.0)
+    decided = mask_dice(sure.look.label, sure.look.decided, 2)
+    for suggested in (sure.look.decided, sure.look.label):
+        assert sure.dice(suggested) == pytest.approx((sure.dice_by_model() + decided) / 2)
+    lost = replace(sure, lost=1.0)
+    assert lost.dice(lost.look.decided) == pytest.approx(
+        decided
+    )  # who is lost suggests nothing: an image did
+    assert full.backed(1.0) is full
+
+
 def test_a_sound_outline_does_not_excuse_its_content(witness: ImageWitness) -> None:
     """The images acquit an outline, but not a mask whose classes are exchanged or of which one is left out."""
     number = next(n for n in range(1, COUNT) if n % 4 and witness(str(n)) < -1)

@@ -103,6 +103,14 @@ def test_the_images_are_believed_as_far_as_a_model_bears_them_out() -> None:
     assert witness.weighed({}) is witness
     sound = witness.weighed(dict.fromkeys(looks, 0.0))
     assert [sound(name) for name in looks] == pytest.approx([witness(name) for name in looks])
+    assert [one.backing for one in (witness, louder, opposed, sound)] == pytest.approx([1, 1, 0, 1])
+    blurred = {name: 0.5 + (0.06 if int(name) % 4 == 0 else -0.06) for name in looks}
+    weight = np.array(list(blurred.values()))
+    apart = weight @ away / weight.sum() - (1 - weight) @ away / (1 - weight).sum()
+    told = min(weight.sum(), (1 - weight).sum())
+    partly = (told * apart + 10 * 0.75) / (told + 10) / 0.75
+    assert 0.2 < partly < 0.9
+    assert witness.weighed(blurred).backing == pytest.approx(partly**2, abs=1e-4)
 
 
 def test_an_audit_weighs_the_images_by_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

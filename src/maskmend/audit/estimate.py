@@ -31,6 +31,9 @@ WAVER = (
 AGREED = 0.85  # usual overlap of mask and model above which the rest may be the mask's, as among annotators
 POOR = 0.5  # of what speaks against a mask, for a model that is lost: it is off about as often as the mask
 FORGIVEN = 0.1  # P(flawed) below which what speaks against a mask begins to be forgiven; all of it at 0
+DOUBTS_COUNT = (
+    0.5  # of a noise map, where no image bears out the models; a crowd's wrong voxels fit anything to .75
+)
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
 OUTLINES = ("over-drawn", "under-drawn", "shifted")
@@ -54,6 +57,7 @@ class Opinion:
         usual_overlap: of sound masks with their models, see `overlaps`.
         doubt: by how many spreads the model's doubts about this image are above the usual.
         rate: estimated share of flawed cases.
+        backing: how far the images bear out what the models say of this data set's masks, in [0, 1].
     """
 
     look: Look
@@ -64,6 +68,7 @@ class Opinion:
     usual_overlap: float = 1.0
     doubt: float = 0.0
     rate: float = 0.0
+    backing: float = 1.0
 
     @property
     def flawed(self) -> float:
@@ -78,6 +83,18 @@ class Opinion:
             noise = ((1 - more) * noise + more * np.where(noise > 0, blind, 0)).astype(np.float32)
         odds = float(population.believed(np.float64(self.odds), np.float64(more), self.rate))
         return replace(self, odds=odds, lost=1 - (1 - self.lost) * (1 - more), noise=noise)
+
+    def backed(self, backing: float) -> Opinion:
+        """The opinion when the images bear out what the models say of masks this far, in [0, 1].
+
+        Where they do not, no mask may be exact, nor what would be suggested: the models' doubts of each voxel say as
+        much as the verdict on the mask.
+        """
+        if backing == self.backing:
+            return self
+        doubt = np.where(self.noise > 0, 1 - self.look.given, 0)
+        noise = self.noise + DOUBTS_COUNT * (1 - backing) * (doubt - self.noise)
+        return replace(self, noise=noise.astype(np.float32), backing=backing)
 
     def within(self, box: tuple[slice, ...]) -> Opinion:
         """The opinion with a look that holds this box of the image as well."""
@@ -113,17 +130,19 @@ class Opinion:
     def dice(self, suggested: np.ndarray) -> np.ndarray:
         """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent.
 
-        For a flawed mask half of it is the Dice to the suggested mask (*B), which may have heard the images; a quarter
-        each what the model expects and the Dice to the mask that it decides for. Where one of them says nothing, the
-        others. As far as the model is lost: the Dice to a suggestion of the images, and without one half of what the
-        model's mask says. What is missing to 1 counts by `held_against`.
+        For a flawed mask half of it is the Dice to the suggested mask (*B), which may have heard the images, and less
+        where these do not bear out the models; a quarter each what the model expects and the Dice to the mask that it
+        decides for. Where one of them says nothing, the others. As far as the model is lost: the Dice to a suggestion
+        of the images, and without one half of what the model's mask says. What is missing to 1 counts by
+        `held_against`.
         """
         label, classes, lost = self.look.label, self.look.classes, self.lost
         heard, model = mask_dice(label, suggested, classes), self.dice_by_model()
         decided = mask_dice(label, self.look.decided, classes)
         poor = 1 - POOR * (1 - np.where(np.isfinite(decided), decided, model))
         changed = bool((suggested != label).any())  # a lost model suggests nothing, so it was the images
-        weights = [1 - lost, 1 - lost, 2 if changed else 2 * (1 - lost), 0 if changed else 4 * lost]
+        said = self.backing * (1 - lost) + (lost if changed else 0)
+        weights = [1 - lost, 1 - lost, 2 * said, 0 if changed else 4 * lost]
         views = np.ma.masked_invalid([model, decided, heard, poor])
         found = np.ma.filled(np.ma.average(views, axis=0, weights=weights), np.nan)
         return np.asarray(1 - self.held_against * (1 - found))
@@ -183,9 +202,12 @@ def joint_dice(joint: np.ndarray) -> np.ndarray:
     return np.where(total > 0.5, 2 * np.diag(joint)[1:] / np.maximum(total, 1e-9), np.nan)
 
 
-def priority(flawed: float, quality: float) -> float:
-    """What a look at a case is expected to find, in [0, 1], by P(flawed) and estimated Dice; cases are sorted by it."""
-    return flawed * (1 - quality)
+def priority(flawed: float, quality: float, backing: float = 1.0) -> float:
+    """What a look at a case is expected to find, in [0, 1], by P(flawed) and estimated Dice; cases are sorted by it.
+
+    Where images do not bear out the models (`Opinion.backing`), no mask may be sound, and the Dice alone counts.
+    """
+    return (1 - backing * (1 - flawed)) * (1 - quality)
 
 
 def mean_dice(dice: np.ndarray) -> float:

@@ -129,7 +129,7 @@ def judge_case(
     )
     record = CaseRecord(
         case=case.id,
-        priority=_rounded(priority(opinion.flawed, quality)),
+        priority=_rounded(priority(opinion.flawed, quality, opinion.backing)),
         quality=_rounded(quality),
         quality_low=_rounded(low),
         quality_high=_rounded(high),

@@ -144,6 +144,7 @@ class ImageWitness:
         convention: how likely the outline follows the convention that the images explain best, in [0, 1].
         mender: learnt from the outlines of the convention; None when nothing is said.
         numbers: of the cases, as the mender counts them.
+        backing: how far the images bear out what models say of masks, in [0, 1]; 1 until these were heard.
     """
 
     odds: Mapping[str, float] = field(default_factory=dict)
@@ -151,6 +152,7 @@ class ImageWitness:
     convention: Mapping[str, float] = field(default_factory=dict)
     mender: Mender | None = None
     numbers: Mapping[str, int] = field(default_factory=dict)
+    backing: float = 1.0
 
     @classmethod
     def of(cls, looks: Mapping[str, Tensor], scenes: Mapping[str, Tensor] | None = None) -> ImageWitness:
@@ -191,7 +193,8 @@ class ImageWitness:
         expected = (sure * (means[0] - means[1]) + KNOWN_BEFORE * EXPECTED) / (sure + KNOWN_BEFORE)
         convention = np.array([self.convention[case] for case in self.unexplained])
         odds = _odds(away, convention, float(np.clip(expected, 0, MOST_EXPECTED)))
-        return replace(self, odds=dict(zip(self.unexplained, odds.tolist(), strict=True)))
+        backing = float(np.clip(expected / EXPECTED, 0, 1)) ** 2
+        return replace(self, odds=dict(zip(self.unexplained, odds.tolist(), strict=True)), backing=backing)
 
     def __call__(self, case: str) -> float:
         """What to add to the log odds of a case; 0 where nothing is said."""

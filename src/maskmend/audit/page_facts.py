@@ -37,6 +37,10 @@ MEANING = (
 )  # fmt: skip
 
 
+BORNE_OUT = 0.5
+"""How far images must bear out the models (`ImageWitness.backing`) for nothing to be said of it."""
+
+
 def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the template needs to know of the data set as a whole.
 
@@ -47,9 +51,10 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
             "noise_rate": {"estimate", "low", "high"} or a number (or "wrong_share"), instead of what the records add up
             to; "confusion": {given class: {true class: expected voxels}}; "class_noise": {class: {"wrong_of_given",
             "missing_of_true"}}; "check": the audit's exam, see `selfcheck.SelfCheck.facts`; "warning": why counts are
-            not to be believed, they are then left out; "in_sample": the model has seen these masks; "sections": further
-            `maskmend.report.Section`s, e.g. `RaterReport.sections()`; "settings": text or mapping, shown folded. Other
-            plain values make the table of how the audit was made.
+            not to be believed, they are then left out; "in_sample": the model has seen these masks; "images_bear_out":
+            how far, in [0, 1], images bear out what the models say; "sections": further `maskmend.report.Section`s,
+            e.g. `RaterReport.sections()`; "settings": text or mapping, shown folded. Other plain values make the table
+            of how the audit was made.
     """
     found = figures.groups(records)
     ends = [
@@ -81,6 +86,11 @@ def _lead(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, 
     lead = [str(facts.get("warning") or _expected(records, curve, facts))]
     if facts.get("in_sample"):
         lead.append("The model that judges has learnt from these masks: it excuses errors that it has seen.")
+    if float(facts.get("images_bear_out", 1.0)) < BORNE_OUT:
+        lead.append(
+            "The images hardly bear out what the models say of these masks: either few borders can be seen in them, or "
+            "no mask is exact. So cases are ordered by their estimated Dice."
+        )
     return lead
 
 
@@ -229,7 +239,7 @@ def _number(value: float | None) -> str:
 
 _SHOWN_ELSEWHERE = (
     "title", "noise_rate", "wrong_share", "confusion", "notes", "sections", "settings", "flawed", "check", "warning",
-    "class_noise", "in_sample", "maskmend",
+    "class_noise", "in_sample", "images_bear_out", "maskmend",
 )  # fmt: skip
 
 

@@ -226,16 +226,19 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
         trusted = frozenset(case.id for case in job.cases if case.trusted)
         seed = job.config.audit.seed
         auditor = estimate.fit(looks, ids, trusted, seed=seed, progress=shown.update, over=over)
-    check = SelfCheck.of(auditor, looks, ids, seed, over=over)
     with bar("looking at outlines", len(job.cases)) as shown:
         most = job.config.data.max_voxels
         witness = ask_images(
             job.cases, job.dataset, max_voxels=most, progress=lambda: shown.update(1), over=over
         )
     witness = witness.weighed(auditor.flawed())
+    check = SelfCheck.of(auditor, looks, ids, seed, backing=witness.backing, over=over)
     work = CaseWork(looks.dataset, probs, auditor, check, witness, job.out, most, job.source == "run")
     records, totals = _judged(job, work, over)
-    facts = _facts(job, auditor, check, records, totals) | {"seconds": round(time.monotonic() - began, 1)}
+    told = {"images_bear_out": round(witness.backing, 3)}
+    facts = (
+        _facts(job, auditor, check, records, totals) | told | {"seconds": round(time.monotonic() - began, 1)}
+    )
     return _written(job, records, facts, over)
 
 

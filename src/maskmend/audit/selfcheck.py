@@ -60,7 +60,14 @@ class SelfCheck:
 
     @classmethod
     def of(
-        cls, auditor: Auditor, looks: Looks, ids: Sequence[str], seed: int = 0, *, over: Mapper = in_turn
+        cls,
+        auditor: Auditor,
+        looks: Looks,
+        ids: Sequence[str],
+        seed: int = 0,
+        *,
+        backing: float = 1.0,
+        over: Mapper = in_turn,
     ) -> SelfCheck:
         """Examine an auditor on at most 100 of the cases with these ids, whose masks are believed.
 
@@ -69,11 +76,12 @@ class SelfCheck:
             looks: opens cases.
             ids: of all cases.
             seed: decides which are taken, and the errors made in them.
+            backing: how far the images bear out the models, see `Opinion.backed`.
             over: spreads the cases; other processes need `looks` that can be pickled.
         """
         rng = np.random.default_rng([seed, 20])
         chosen = [ids[i] for i in sorted(rng.permutation(len(ids))[:CASES])]
-        found = over(partial(_examined, auditor, looks, seed), list(enumerate(chosen)))
+        found = over(partial(_examined, auditor, looks, seed, backing), list(enumerate(chosen)))
         return cls(tuple(answer for answers in found for answer in answers), auditor.population.rate)
 
     def interval(self, quality: float) -> tuple[float, float]:
@@ -132,23 +140,26 @@ def weakness(check: Mapping[str, Any]) -> str:
     )
 
 
-def _examined(auditor: Auditor, looks: Looks, seed: int, item: tuple[int, str]) -> list[Answer]:
+def _examined(
+    auditor: Auditor, looks: Looks, seed: int, backing: float, item: tuple[int, str]
+) -> list[Answer]:
     """The answers to a case as given and with errors; none where its mask is not believed."""
     number, case = item
     look, rng = next(looks([case])).thinned(), np.random.default_rng([seed, 21, number])
     opinion = auditor.judge(look)
     if opinion.flawed >= 0.5:
         return []
-    answers = [_answer(opinion, look.label, "sound")]
+    answers = [_answer(opinion, backing, look.label, "sound")]
     for _ in range(PER_CASE):
         if error := inject(look, rng):
-            answers.append(_answer(auditor.judge(look.with_label(error[0])), look.label, error[1]))
+            wrong = auditor.judge(look.with_label(error[0]))
+            answers.append(_answer(wrong, backing, look.label, error[1]))
     return answers
 
 
-def _answer(opinion: Opinion, truth: np.ndarray, true_kind: Kind) -> Answer:
+def _answer(opinion: Opinion, backing: float, truth: np.ndarray, true_kind: Kind) -> Answer:
     classes, label = opinion.look.classes, opinion.look.label
-    suggested = suggest(opinion)
+    suggested, opinion = suggest(opinion), opinion.backed(backing)
     return Answer(
         quality=mean_dice(opinion.dice(suggested)),
         true_quality=mean_dice(mask_dice(label, truth, classes)),
