@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,27 @@ def test_an_audit_weighs_the_images_by_its_models(tmp_path: Path, monkeypatch: p
     assert [sorted(one) for one in told] == [[f"{number:02d}" for number in range(26)]]
     assert all(0 <= chance <= 1 for chance in told[0].values())
     assert heard["records"] != unheard["records"]
+
+
+def test_an_audit_whose_images_bear_out_nothing_orders_by_dice_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, weighed = discs(tmp_path / "data"), ImageWitness.weighed
+    usual = audit(source, tmp_path / "usual", probs=source / "probs")
+    monkeypatch.setattr(
+        ImageWitness, "weighed", lambda self, flawed: replace(weighed(self, flawed), backing=0.0)
+    )
+    answer = audit(source, tmp_path / "unborne", probs=source / "probs")
+    assert usual["facts"]["images_bear_out"] == pytest.approx(1.0)
+    assert answer["facts"]["images_bear_out"] == 0.0
+    told = "hardly bear out what the models say"
+    assert told in Path(answer["report"]).read_text()
+    assert told not in Path(usual["report"]).read_text()
+    assert [one["priority"] for one in answer["records"]] == pytest.approx(
+        [1 - one["quality"] for one in answer["records"]], abs=2e-4
+    )
+    correlations = [one["facts"]["check"]["dice_correlation"] for one in (usual, answer)]
+    assert correlations[0] != correlations[1]  # the exam is judged in the same way
 
 
 def test_looks_go_by_millimetres_and_by_the_size_of_the_object() -> None:
