@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from maskmend.boxes import bounding_box
 from maskmend.draw import ESTIMATE, GIVEN, TRUTH, heat_colours
 
 CLASS_COLOURS = (GIVEN, TRUTH, ESTIMATE, "#FF7AC8", "#FFE14D", "#FF5A4D")
@@ -273,7 +274,7 @@ def _draw_outlines(picture: np.ndarray, label: np.ndarray, colours: Mapping[int,
 def _numbered(picture: np.ndarray, label: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
     """The picture with each class's number on its widest place; classes too small to hold one have none."""
     from PIL import Image, ImageDraw, ImageFont
-    from scipy.ndimage import distance_transform_edt, find_objects
+    from scipy.ndimage import distance_transform_edt
 
     if not numbers:
         return picture
@@ -284,7 +285,7 @@ def _numbered(picture: np.ndarray, label: np.ndarray, numbers: Mapping[int, int]
         inside = label == value
         if np.count_nonzero(inside) < 60:
             continue
-        box = find_objects(inside.view(np.uint8))[0]
+        box = bounding_box(inside)
         depth = distance_transform_edt(np.pad(inside[box], 1))[1:-1, 1:-1]
         place = np.unravel_index(int(depth.argmax()), depth.shape)
         row, column = (int(at) + axis.start for at, axis in zip(place, box, strict=True))

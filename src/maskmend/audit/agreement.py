@@ -13,7 +13,7 @@ from itertools import combinations as pairs_of
 import numpy as np
 from scipy import ndimage
 
-from maskmend.audit.look import bounding_box
+from maskmend.boxes import bounding_box
 from maskmend.data.preprocess import IGNORED
 from maskmend.data.raters import combinations
 from maskmend.evaluate.surface import surface

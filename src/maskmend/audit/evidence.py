@@ -16,8 +16,9 @@ from math import prod
 import numpy as np
 from scipy import ndimage
 
-from maskmend.audit.look import LEAST, Look, bounding_box, bounding_boxes
+from maskmend.audit.look import LEAST, Look
 from maskmend.audit.shape import Moments, outline, soft_outline
+from maskmend.boxes import bounding_box, bounding_boxes
 
 SURPRISES = ("surprise", "contradiction", "contradiction by volume", "outline surprise")
 """Figures that an error can only raise."""

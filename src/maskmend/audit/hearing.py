@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from maskmend.audit.estimate import Opinion, mask_dice, mean_dice
-from maskmend.audit.look import Look, bounding_box
+from maskmend.audit.look import Look
 from maskmend.audit.mending import Outlined
 from maskmend.audit.outlines import HARDLY, ImageWitness
 from maskmend.audit.population import logit, sigmoid
 from maskmend.audit.suggest import suggest
+from maskmend.boxes import bounding_box
 
 SAME = 0.5
 """Share of a change that must be of the outline, and Dice of each class, for it to be a matter of the outline."""

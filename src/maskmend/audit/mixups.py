@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskmend.audit.estimate import Opinion
-from maskmend.audit.look import Look, bounding_box
+from maskmend.audit.look import Look
+from maskmend.boxes import bounding_box
 from maskmend.data.preprocess import resample
 
 GRID = {2: 24, 3: 14}  # cells per axis of the coarse masks that are compared between all cases

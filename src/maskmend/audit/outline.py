@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from maskmend.audit.look import bounding_box
 from maskmend.audit.record import StructureFinding
+from maskmend.boxes import bounding_box
 
 ROUGH = 1.17
 """Outline length over its smoothed length from which an outline is rough whatever the data set."""
@@ -111,8 +111,7 @@ def _lengths(section: np.ndarray) -> tuple[float, float]:
 
     pixels = int(np.count_nonzero(section))
     sigma = float(np.clip(0.05 * np.sqrt(pixels), 1.5, 2.0))
-    box = ndimage.find_objects(section.astype(np.uint8))[0]
-    padded = np.pad(section[box], 8)
+    padded = np.pad(section[bounding_box(section)], 8)
     soft = ndimage.gaussian_filter(padded.astype(np.float32), sigma)
     level = np.partition(soft.ravel(), -pixels)[-pixels]
     own, smooth = (perimeter_crofton(region, 4) for region in (padded, soft >= level))  # type: ignore[no-untyped-call]

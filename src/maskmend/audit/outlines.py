@@ -17,8 +17,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from maskmend.appearance import Mender, OutlineModel, outline_looks, scene_looks
-from maskmend.audit.look import bounding_box, read_mask
+from maskmend.audit.look import read_mask
 from maskmend.audit.population import logit, middle_and_spread
+from maskmend.boxes import bounding_box
 from maskmend.convention import LEAST_CASES, explained
 from maskmend.data.case import Case, Dataset
 from maskmend.data.images import MAX_VOXELS, read_case

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from maskmend.audit.look import bounding_box
 from maskmend.audit.record import StructureFinding
+from maskmend.boxes import bounding_box
 
 SPECK_VOXELS = 2
 RING_SHARE = 0.2

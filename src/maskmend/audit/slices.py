@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskmend.audit.look import bounding_box
 from maskmend.audit.record import StructureFinding
+from maskmend.boxes import bounding_box
 
 LEAST_PIXELS = 12  # in a slice
 LONGEST_GAP = 4

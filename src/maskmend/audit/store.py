@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maskmend.boxes import bounding_box
 from maskmend.data.atomic import atomic_write
 
 SURE = 0.01  # background at least this likely to be wrong is kept
@@ -33,7 +34,7 @@ class Store:
 
     def write(self, case: str, probs: np.ndarray) -> None:
         """Store (K, *S) probabilities, background first; atomically."""
-        box = _box(probs[0] < 1 - SURE)
+        box = bounding_box(probs[0] < 1 - SURE)
         inside = (slice(1, None), *box)
         kept = np.asarray(probs[inside], np.float16)
         shape, ends = np.array(probs.shape), np.array([(one.start, one.stop) for one in box])
@@ -49,12 +50,3 @@ class Store:
             probs[inside] = file["probs"]
         np.clip(1 - probs[1:].sum(axis=0), 0, 1, out=probs[0])
         return probs
-
-
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds every voxel of (*S) bool; an empty one when there is none."""
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if len(hit) else slice(0, 0))
-    return tuple(box)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maskmend.boxes import bounding_box
+
 LEAF = 32
 """Points per leaf of the search tree: larger than SciPy's 16, because each tree answers a single call."""
 
@@ -67,9 +69,7 @@ def surface_distances(
     """
     if valid is not None:
         pred, ref = pred & valid, ref & valid
-    box = _bounding_box(pred | ref)
-    if box is None:
-        return SurfaceDistances(np.empty(0), np.empty(0))
+    box = bounding_box(pred | ref, 1)  # neighbours decide surfaces
     known = None if valid is None else valid[box]
     return _distances(surface(pred[box], known), surface(ref[box], known), np.asarray(spacing_mm, np.float64))
 
@@ -102,18 +102,6 @@ def _percentile(values: np.ndarray, percentile: float) -> float:
     above = min(below + 1, len(values) - 1)
     ordered = np.partition(values, (below, above))
     return float(ordered[below] + (rank - below) * (ordered[above] - ordered[below]))
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box around a mask, one voxel wider where the image allows (neighbours decide surfaces)."""
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if not len(hit):
-            return None
-        box.append(slice(max(int(hit[0]) - 1, 0), int(hit[-1]) + 2))
-        mask = mask[tuple([slice(None)] * axis + [box[-1]])]  # the next axis scans only what is left
-    return tuple(box)
 
 
 def _distances(pred: np.ndarray, ref: np.ndarray, spacing_mm: np.ndarray) -> SurfaceDistances:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import ndimage
 
+from maskmend.boxes import bounding_box
 from maskmend.errors import unknown
 
 Choice = dict[str, Any]
@@ -155,7 +156,7 @@ def _box(annotation: Annotation, reach_mm: float) -> tuple[slice, ...]:
     """The foreground's bounding box and the reach around it, with one voxel of true background."""
     if not math.isfinite(reach_mm):
         return (slice(None),) * annotation.ndim
-    box = ndimage.find_objects((annotation.label > 0).astype(np.uint8))[0]
+    box = bounding_box(annotation.label > 0)
     wider = [math.ceil(reach_mm / size) + 2 for size in annotation.spacing_mm]
     return tuple(slice(max(0, s.start - w), s.stop + w) for s, w in zip(box, wider, strict=True))
 

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
+from maskmend.boxes import bounding_box
 from maskmend.errors import UsageError
 from maskmend.noise.base import Annotation, Choice, LabelNoise
 from maskmend.noise.draws import draw_range, draw_seed
@@ -56,7 +57,7 @@ class Elastic(LabelNoise):
     def flaw(cls, annotation: Annotation, choice: Mapping[str, Any], strength: float) -> np.ndarray:
         """Sample the label at displaced places, nearest neighbour: no class is invented."""
         label, ndim, knots = annotation.label, annotation.ndim, choice["knots"]
-        box = ndimage.find_objects((label > 0).astype(np.uint8))[0]
+        box = bounding_box(label > 0)
         weights = [_spline(n, part, knots) for n, part in zip(label.shape, box, strict=True)]
         rng = np.random.default_rng(choice["seed"])
         places = np.indices(label.shape, dtype=np.float32)
