@@ -31,9 +31,7 @@ WAVER = (
 AGREED = 0.85  # usual overlap of mask and model above which the rest may be the mask's, as among annotators
 POOR = 0.5  # of what speaks against a mask, for a model that is lost: it is off about as often as the mask
 FORGIVEN = 0.1  # P(flawed) below which what speaks against a mask begins to be forgiven; all of it at 0
-DOUBTS_COUNT = (
-    0.5  # of a noise map, where no image bears out the models; a crowd's wrong voxels fit anything to .75
-)
+DOUBTS_COUNT = 0.5  # of a map, where no image bears out the models; .25 to .75 fit a crowd's errors alike
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
 OUTLINES = ("over-drawn", "under-drawn", "shifted")
