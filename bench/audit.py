@@ -5,7 +5,7 @@
     python bench/audit.py report                                            # the table of all scored scenarios
 
 Half of the flawed masks are subtle (Dice 0.85 to 0.95 to the truth), half gross. The seed decides cases, errors, folds
-and weights. The audit was designed on seeds 0 to 2; seeds 10 to 14 are the evidence.
+and weights. The audit was developed on seeds 0 to 7; seeds from 10 on are the evidence.
 """
 
 from __future__ import annotations

@@ -207,8 +207,9 @@ def main() -> None:
     groups, unseen = (read(folder / name) for name in ("scores.json", "unseen.json"))
     told = [HEAD, "## Seeds 10 to 14", "", tables(groups), "## Seeds from 15 on", "", tables(unseen)]
     (folder / "tables.md").write_text("\n".join(told).rstrip() + "\n")
-    print(together(merged(groups, unseen)))
-    figure(merged(groups, unseen), folder / "rankings.png")
+    every = merged(groups, unseen)
+    print(together(every))
+    figure(every, folder / "rankings.png")
 
 
 if __name__ == "__main__":

@@ -136,17 +136,17 @@ def region(section: Section, *, near: float = 0.2) -> Box:
         drawn |= mask > 0
     if section.heat is not None:
         drawn |= section.heat > near
-    rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
-    if not len(rows):
+    if not drawn.any():
         return 0, height, 0, width
-    tall, wide = (int(hit[-1] - hit[0]) + 1 for hit in (rows, columns))
+    rows, columns = bounding_box(drawn)
+    tall, wide = (one.stop - one.start for one in (rows, columns))
     side = max(tall * section.aspect, wide)
     side += 2 * max(_MARGIN * side, _LEAST_MARGIN)
     high, broad = side / section.aspect, side
     if high > _WHOLE * height and broad > _WHOLE * width:
         return 0, height, 0, width
-    top, bottom = _span((rows[0] + rows[-1] + 1) / 2, high, height)
-    left, right = _span((columns[0] + columns[-1] + 1) / 2, broad, width)
+    top, bottom = _span((rows.start + rows.stop) / 2, high, height)
+    left, right = _span((columns.start + columns.stop) / 2, broad, width)
     return top, bottom, left, right
 
 

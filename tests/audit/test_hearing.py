@@ -229,9 +229,8 @@ def test_models_that_no_image_bears_out_are_believed_by_the_voxel(witness: Image
     for suggested in (sure.look.decided, sure.look.label):
         assert sure.dice(suggested) == pytest.approx((sure.dice_by_model() + decided) / 2)
     lost = replace(sure, lost=1.0)
-    assert lost.dice(lost.look.decided) == pytest.approx(
-        decided
-    )  # who is lost suggests nothing: an image did
+    # Who is lost suggests nothing: an image did.
+    assert lost.dice(lost.look.decided) == pytest.approx(decided)
     assert full.backed(1.0) is full
 
 

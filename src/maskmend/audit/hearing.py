@@ -68,7 +68,7 @@ def hear(opinion: Opinion, image: np.ndarray, witness: ImageWitness) -> Heard:
     else:
         better, remark = advised(opinion.look, suggest(opinion), image, witness, given=given)
         sure = 0.0
-    opinion = opinion.backed(witness.backing)
+    opinion = opinion.backed(witness.backing)  # now, for suggestions go by the verdict on the mask
     if remark:
         opinion = replace(opinion, noise=_heard_noise(opinion, better))
     return Heard(opinion, better, remark, sure)

@@ -235,10 +235,10 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
     check = SelfCheck.of(auditor, looks, ids, seed, backing=witness.backing, over=over)
     work = CaseWork(looks.dataset, probs, auditor, check, witness, job.out, most, job.source == "run")
     records, totals = _judged(job, work, over)
-    told = {"images_bear_out": round(witness.backing, 3)}
-    facts = (
-        _facts(job, auditor, check, records, totals) | told | {"seconds": round(time.monotonic() - began, 1)}
-    )
+    facts = _facts(job, auditor, check, records, totals) | {
+        "images_bear_out": round(witness.backing, 3),
+        "seconds": round(time.monotonic() - began, 1),
+    }
     return _written(job, records, facts, over)
 
 

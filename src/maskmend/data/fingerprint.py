@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from maskmend.boxes import bounding_box
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import read_case, read_label
 from maskmend.errors import DataError
@@ -155,11 +156,9 @@ def finite(channel: np.ndarray) -> np.ndarray:
 def nonzero_box(image: np.ndarray) -> tuple[tuple[int, int], ...]:
     """(start, stop) per axis of the box around the non-zero voxels of `image` (C, *S); the whole if blank."""
     mask = (image != 0).any(axis=0)
-    box: list[tuple[int, int]] = []
-    for axis, size in enumerate(mask.shape):
-        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append((int(hits[0]), int(hits[-1]) + 1) if len(hits) else (0, size))
-    return tuple(box)
+    if not mask.any():
+        return tuple((0, size) for size in mask.shape)
+    return tuple((one.start, one.stop) for one in bounding_box(mask))
 
 
 def _same_kind(
