@@ -38,8 +38,8 @@ SHOWN = (
     "brier",
 )
 EXTRA = (
-    "rate", "expected_wrong", "true_wrong", "given_dice", "mended_dice", "given_dice_sound", "mended_dice_sound",
-    "kind_accuracy", "kind_table", "cpu_seconds", "fit_seconds", "check_auroc", "check_kinds",
+    "rate", "images_bear_out", "expected_wrong", "true_wrong", "given_dice", "mended_dice", "given_dice_sound",
+    "mended_dice_sound", "kind_accuracy", "kind_table", "cpu_seconds", "fit_seconds", "check_auroc", "check_kinds",
 )  # fmt: skip
 OUTLINES = ("dilate", "erode", "move", "elastic", "edge-circles", "polygon", "markov-grow", "markov-shrink")
 

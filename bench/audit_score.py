@@ -190,8 +190,9 @@ def maskmend(
         "priority": np.array(found["share"]), "odds": np.array(found["odds"]),
         "witness": np.array([witness(i) for i in ids]), "quality_alone": np.array(found["quality_alone"]),
         "quality": np.array(found["quality"]), "flawed": np.array(found["flawed"]), "kinds": kinds,
-        "suggested": suggested, "rate": auditor.population.rate, "cpu_seconds": round(seconds, 2),
-        "fit_seconds": round(fitted, 2), "check_auroc": check.get("auroc"), "check_kinds": check.get("kind_accuracy"),
+        "suggested": suggested, "rate": auditor.population.rate, "images_bear_out": witness.backing,
+        "cpu_seconds": round(seconds, 2), "fit_seconds": round(fitted, 2),
+        "check_auroc": check.get("auroc"), "check_kinds": check.get("kind_accuracy"),
     }  # fmt: skip
 
 
