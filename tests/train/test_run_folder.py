@@ -54,6 +54,25 @@ def finished(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/fd")
+def test_a_model_is_written_into_the_file_that_is_swept_after_a_kill(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And into no other beside it: in /dev/fd nobody, not even root, can make one."""
+    from maskmend.train import run
+
+    written = tmp_path / "written"
+
+    def only_there(path: Path, writer: Callable[[Path], object]) -> None:
+        with written.open("wb") as file:
+            writer(Path(f"/dev/fd/{file.fileno()}"))
+
+    monkeypatch.setattr(run, "atomic_write", only_there)
+    opened = Run.open(finished)
+    run._export(finished, opened.config, opened.plan)
+    assert written.read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
 @pytest.fixture
 def sleeper() -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])

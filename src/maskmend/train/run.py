@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from maskmend import methods, networks
 from maskmend.config import Config, dump, load
@@ -342,7 +342,8 @@ def _export(out: Path, config: Config, plan: Plan) -> None:
     }
     meta = {"maskmend": json.dumps(facts)}  # one key: the file format keeps several in no fixed order
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    atomic_write(out / MODEL, lambda path: save_file(tensors, path, metadata=meta))
+    # Not `save_file`: it makes a temporary file with a name of its own, which nobody knows for ours after a kill.
+    atomic_write(out / MODEL, lambda path: path.write_bytes(save(tensors, metadata=meta)))
 
 
 def _picture(out: Path, cache: Cache, method: Method, memory: Any, step: int) -> None:
