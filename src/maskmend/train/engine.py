@@ -106,6 +106,8 @@ def _quiet_work(
     except UserError as fault:
         faults.put(fault)
         raise
+    # Else the threads of the group run on while Python ends, and now and then abort a process whose work is done.
+    torch.distributed.destroy_process_group()
 
 
 @contextmanager
