@@ -140,7 +140,7 @@ def maskmend(
     from maskmend.audit.kinds import case_kind
     from maskmend.audit.look import look_at
     from maskmend.audit.mixups import Trace, elsewhere, flipped
-    from maskmend.audit.outlines import ask_images
+    from maskmend.audit.outlines import look_at_outlines
     from maskmend.audit.selfcheck import SelfCheck
     from maskmend.audit.suggest import suggest
     from maskmend.data.images import read_header, read_image
@@ -157,7 +157,8 @@ def maskmend(
     began = time.process_time()
     auditor = fit(looks, ids)
     fitted = time.process_time() - began
-    witness = ask_images(given.dataset.cases, given.dataset, progress=lambda: None).weighed(auditor.flawed())
+    outlines = look_at_outlines(given.dataset.cases, given.dataset, progress=lambda: None)
+    witness = outlines.witness().weighed(auditor.flawed())
     images = {case.id: case.images for case in given.dataset.cases}
     keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "quality_alone")
     found: dict[str, list[Any]] = {key: [] for key in keys}

@@ -241,15 +241,15 @@ def test_an_audit_says_the_same_with_several_processes(tmp_path: Path) -> None:
     assert all(one[path] == two[path] for path in written if path.suffix != ".jpg")
 
 
-def discs(folder: Path) -> Path:
-    """26 discs in noise, of which five are drawn too large, and soft discs as the probabilities."""
+def discs(folder: Path, seed: int = 0, count: int = 26) -> Path:
+    """Discs in noise, of which every fifth is drawn too large, and soft discs as the probabilities."""
     from PIL import Image
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for name in ("images", "labels", "probs"):
         (folder / name).mkdir(parents=True)
     rows, columns = np.mgrid[:48, :48]
-    for number in range(26):
+    for number in range(count):
         far = np.hypot(rows - rng.uniform(20, 28), columns - rng.uniform(20, 28)) - rng.uniform(9, 13)
         picture = np.clip(120 - 60 * np.tanh(far) + rng.normal(0, 8, far.shape), 0, 255)
         Image.fromarray(picture.astype(np.uint8)).save(folder / "images" / f"{number:02d}.png")

@@ -248,6 +248,14 @@ def audit(
         Path | None,
         typer.Option("--probs", help="Judge with the probabilities in this folder; trains nothing."),
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="AUDIT",
+            help="Judge new or mended masks like this earlier audit; trains nothing.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Folds at the same time; 0: in this process.")
     ] = 0,
@@ -268,7 +276,7 @@ def audit(
     _hide_names(phi_safe, out)
     given = [*(settings or []), *([f"audit.folds={folds}"] if folds else [])]
     options = _load(config, [*given, *([f"method.name={method}"] if method else [])])
-    if processes != 1 and probs:
+    if processes != 1 and (probs or like):
         from maskmend.fanout import prepare
 
         prepare("maskmend.audit.run", "maskmend.audit.report")
@@ -281,7 +289,7 @@ def audit(
         "trust_code": trust_code,
         "export": export,
     }
-    answer = run_audit(source, out, options, run=run, probs=probs, **how)
+    answer = run_audit(source, out, options, run=run, probs=probs, like=like, **how)
     if sys.stderr.isatty():
         from maskmend.audit.overview import worst_table
 

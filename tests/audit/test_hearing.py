@@ -14,7 +14,7 @@ from maskmend.audit import hearing, judging
 from maskmend.audit.estimate import Opinion, mask_dice
 from maskmend.audit.hearing import KEPT, MIRRORED, Heard, advised, hear, misled
 from maskmend.audit.look import Look, look_at
-from maskmend.audit.outlines import ImageWitness, overview, scaled_looks
+from maskmend.audit.outlines import EXPECTED, ImageWitness, overview, scaled_looks
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import read_label
 
@@ -220,9 +220,9 @@ def test_models_that_no_image_bears_out_are_believed_by_the_voxel(witness: Image
         noise = before.backed(backing).noise
         assert noise[told] == pytest.approx(np.full(told.sum(), wanted))
         assert not noise[~told].any()
-    heard = [hear(before, image, replace(witness, backing=backing)) for backing in (1.0, 0.5, 0.0)]
+    heard = [hear(before, image, replace(witness, expected=share * EXPECTED)) for share in (1.0, 0.5, 0.0)]
     full, half, none = (one.opinion for one in heard)
-    assert [one.backing for one in (full, half, none)] == [1.0, 0.5, 0.0]
+    assert [one.backing for one in (full, half, none)] == [1.0, 0.25, 0.0]
     assert all(np.array_equal(one.suggested, heard[0].suggested) for one in heard)
     sure = replace(none, odds=60.0)
     decided = mask_dice(sure.look.label, sure.look.decided, 2)

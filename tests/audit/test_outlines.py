@@ -137,7 +137,7 @@ def test_an_audit_whose_images_bear_out_nothing_orders_by_dice_and_says_so(
     source, weighed = discs(tmp_path / "data"), ImageWitness.weighed
     usual = audit(source, tmp_path / "usual", probs=source / "probs")
     monkeypatch.setattr(
-        ImageWitness, "weighed", lambda self, flawed: replace(weighed(self, flawed), backing=0.0)
+        ImageWitness, "weighed", lambda self, flawed: replace(weighed(self, flawed), expected=0.0)
     )
     answer = audit(source, tmp_path / "unborne", probs=source / "probs")
     assert usual["facts"]["images_bear_out"] == pytest.approx(1.0)

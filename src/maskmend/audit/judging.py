@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ class CaseWork:
         auditor, check, witness: what was learnt from all cases.
         out: the audit folder.
         max_voxels: larger images are refused, as `data.max_voxels`.
-        in_sample: the model was trained with the masks that are not trusted.
+        learnt_from: voxels by file value of each mask that the judging run was trained on, by case; of trusted ones
+            it is not minded.
     """
 
     dataset: Dataset
@@ -70,7 +71,7 @@ class CaseWork:
     witness: ImageWitness
     out: Path
     max_voxels: int
-    in_sample: bool
+    learnt_from: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def __call__(self, case: Case) -> Done:
         """All that is to be said of a case by itself."""
@@ -81,8 +82,7 @@ class CaseWork:
         judged = judge_case(case, heard, values, geometry, self.dataset, self.check, self.out, usual)
         classes, voxel = dict(self.dataset.labels), float(np.prod(look.spacing_mm))
         found = structure_findings(values, look.spacing_mm, classes, image)
-        in_sample = self.in_sample and not case.trusted
-        record = replace(judged.record, structure=tuple(found), in_sample=in_sample)
+        record = replace(judged.record, structure=tuple(found), in_sample=self._seen(case, values))
         return Done(
             record,
             judged.joint,
@@ -91,6 +91,13 @@ class CaseWork:
             flipped(heard.opinion, record.quality, heard.mirrored),
             {name: float((values == value).sum() * voxel) for name, value in list(classes.items())[1:]},
         )
+
+    def _seen(self, case: Case, values: np.ndarray) -> bool:
+        """Whether the run has learnt this mask (*S) of file values, and so excuses its errors."""
+        if case.trusted or case.id not in self.learnt_from:
+            return False
+        found, counts = np.unique(values, return_counts=True)
+        return dict(zip(found.tolist(), counts.tolist(), strict=True)) == self.learnt_from[case.id]
 
 
 def judge_case(

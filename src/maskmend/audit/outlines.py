@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from maskmend.appearance import Mender, OutlineModel, outline_looks, scene_looks
+from maskmend.appearance import FEATURES, PLACES, SCENE, Mender, OutlineModel, outline_looks, scene_looks
 from maskmend.audit.look import read_mask
 from maskmend.audit.population import logit, middle_and_spread
 from maskmend.boxes import bounding_box
@@ -145,7 +145,8 @@ class ImageWitness:
         convention: how likely the outline follows the convention that the images explain best, in [0, 1].
         mender: learnt from the outlines of the convention; None when nothing is said.
         numbers: of the cases, as the mender counts them.
-        backing: how far the images bear out what models say of masks, in [0, 1]; 1 until these were heard.
+        expected: spreads by which flawed outlines are the worse explained.
+        scale: middle and spread of the unexplained shares.
     """
 
     odds: Mapping[str, float] = field(default_factory=dict)
@@ -153,7 +154,8 @@ class ImageWitness:
     convention: Mapping[str, float] = field(default_factory=dict)
     mender: Mender | None = None
     numbers: Mapping[str, int] = field(default_factory=dict)
-    backing: float = 1.0
+    expected: float = EXPECTED
+    scale: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(cls, looks: Mapping[str, Tensor], scenes: Mapping[str, Tensor] | None = None) -> ImageWitness:
@@ -170,10 +172,12 @@ class ImageWitness:
         views = None if scenes is None else torch.stack([scenes[case] for case in ids])
         believed = explained(table, views)
         errors = OutlineModel(table).errors(believed, table).numpy()
-        odds = _odds(_away(errors), believed.double().numpy(), EXPECTED)
+        (middle,), (spread,) = middle_and_spread(errors[:, None], np.ones(len(errors)))
+        scale = float(middle), float(spread)
+        odds = _odds(_away(errors, scale), believed.double().numpy(), EXPECTED)
         by_case = [dict(zip(ids, column.tolist(), strict=True)) for column in (odds, errors, believed)]
         numbers = {case: number for number, case in enumerate(ids)}
-        return cls(by_case[0], by_case[1], by_case[2], Mender.fit(table, believed), numbers)
+        return cls(by_case[0], by_case[1], by_case[2], Mender.fit(table, believed), numbers, scale=scale)
 
     def weighed(self, flawed: Mapping[str, float]) -> ImageWitness:
         """The witness, believed as far as another one who does not know of it bears it out.
@@ -187,15 +191,34 @@ class ImageWitness:
         both = np.array([case in flawed for case in self.unexplained], bool)
         if not both.any():
             return self
-        away = _away(np.array(list(self.unexplained.values())))
-        told, weight = away[both], np.array([flawed[case] for case in self.unexplained if case in flawed])
+        told = self._away()[both]
+        weight = np.array([flawed[case] for case in self.unexplained if case in flawed])
         means = [float(one @ told) / max(float(one.sum()), 1e-6) for one in (weight, 1 - weight)]
         sure = min(weight.sum(), (1 - weight).sum())
         expected = (sure * (means[0] - means[1]) + KNOWN_BEFORE * EXPECTED) / (sure + KNOWN_BEFORE)
-        convention = np.array([self.convention[case] for case in self.unexplained])
-        odds = _odds(away, convention, float(np.clip(expected, 0, MOST_EXPECTED)))
-        backing = float(np.clip(expected / EXPECTED, 0, 1)) ** 2
-        return replace(self, odds=dict(zip(self.unexplained, odds.tolist(), strict=True)), backing=backing)
+        return self.expecting(float(expected))
+
+    def expecting(self, expected: float, scale: tuple[float, float] | None = None) -> ImageWitness:
+        """The witness when flawed outlines are by this many spreads the worse explained.
+
+        Args:
+            expected: see the class.
+            scale: of an earlier witness, whose measure is to be kept; None: its own.
+        """
+        if not self.odds:
+            return self
+        measured = replace(self, scale=scale or self.scale, expected=expected)
+        convention = np.array(list(self.convention.values()))
+        odds = _odds(measured._away(), convention, float(np.clip(expected, 0, MOST_EXPECTED)))
+        return replace(measured, odds=dict(zip(self.unexplained, odds.tolist(), strict=True)))
+
+    @property
+    def backing(self) -> float:
+        """How far the images bear out what models say of masks, in [0, 1]; 1 until these were heard."""
+        return float(np.clip(self.expected / EXPECTED, 0, 1)) ** 2
+
+    def _away(self) -> np.ndarray:
+        return _away(np.array(list(self.unexplained.values())), self.scale)
 
     def __call__(self, case: str) -> float:
         """What to add to the log odds of a case; 0 where nothing is said."""
@@ -214,10 +237,9 @@ class ImageWitness:
         return self.disbelieves(case) or self.unexplained.get(case, 0.0) >= HARDLY
 
 
-def _away(errors: np.ndarray) -> np.ndarray:
+def _away(errors: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
     """(N,) by how many spreads outlines are worse explained than the middle one, from unexplained shares (N,)."""
-    (middle,), (spread,) = middle_and_spread(errors[:, None], np.ones(len(errors)))
-    return np.asarray(np.clip((errors - middle) / spread, *RANGE))
+    return np.asarray(np.clip((errors - scale[0]) / scale[1], *RANGE))
 
 
 def _odds(away: np.ndarray, believed: np.ndarray, expected: float) -> np.ndarray:
@@ -233,14 +255,60 @@ def _odds(away: np.ndarray, believed: np.ndarray, expected: float) -> np.ndarray
     return np.asarray(odds)
 
 
-def ask_images(
+@dataclass(frozen=True)
+class Outlines:
+    """Outlines and their images as the witness compares them, by case.
+
+    Args:
+        looks: of `scaled_looks`, (2 * PLACES, F). scenes: of `overview`, (Q, F).
+    """
+
+    looks: Mapping[str, Tensor] = field(default_factory=dict)
+    scenes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def witness(self) -> ImageWitness:
+        """What they say of one another."""
+        return ImageWitness.of(self.looks, self.scenes)
+
+    def with_others(self, others: Outlines) -> Outlines:
+        """These and others; of a case that both have, the other."""
+        return Outlines({**self.looks, **others.looks}, {**self.scenes, **others.scenes})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """ "looks" (N, 2 * PLACES, F) and "scenes" (N, Q, F), float32, in the order of the cases."""
+        parts = {"looks": self.looks, "scenes": self.scenes}
+        return {
+            name: torch.stack([part[case] for case in self.looks]).float().numpy()
+            for name, part in parts.items()
+        }
+
+    @classmethod
+    def of(cls, ids: Sequence[str], arrays: Mapping[str, np.ndarray]) -> Outlines:
+        """From `arrays`, whose rows are these cases.
+
+        Raises:
+            ValueError: they do not belong together.
+        """
+        looks, scenes = (torch.from_numpy(arrays[name]).float() for name in ("looks", "scenes"))
+        features = looks.shape[-1] if looks.ndim == 3 else 0
+        if (
+            looks.shape != (len(ids), 2 * PLACES, features)
+            or scenes.shape != (len(ids), len(SCENE), features)
+            or features % FEATURES
+            or not (looks.isfinite().all() and scenes.isfinite().all())
+        ):
+            raise ValueError(f"outlines have shapes {tuple(looks.shape)} and {tuple(scenes.shape)}")
+        return cls(dict(zip(ids, looks, strict=True)), dict(zip(ids, scenes, strict=True)))
+
+
+def look_at_outlines(
     cases: Sequence[Case],
     dataset: Dataset,
     *,
     max_voxels: int = MAX_VOXELS,
     progress: Callable[[], object],
     over: Mapper = in_turn,
-) -> ImageWitness:
+) -> Outlines:
     """Look at the outlines of cases with masks, each process holding one case at a time.
 
     Args:
@@ -255,7 +323,7 @@ def ask_images(
     for case, found in zip(cases, over(partial(_looked_at, bare, max_voxels), cases), strict=True):
         looks[case.id], scenes[case.id] = map(torch.from_numpy, found)
         progress()
-    return ImageWitness.of(looks, scenes)
+    return Outlines(looks, scenes)
 
 
 def _looked_at(dataset: Dataset, max_voxels: int, case: Case) -> tuple[np.ndarray, np.ndarray]:

@@ -85,7 +85,9 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
 def _lead(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]) -> list[str]:
     lead = [str(facts.get("warning") or _expected(records, curve, facts))]
     if facts.get("in_sample"):
-        lead.append("The model that judges has learnt from these masks: it excuses errors that it has seen.")
+        seen = sum(record.in_sample for record in records)
+        which = f"{seen} of these masks" if 0 < seen < len(records) else "these masks"
+        lead.append(f"The model that judges has learnt from {which}: it excuses errors that it has seen.")
     if float(facts.get("images_bear_out", 1.0)) < BORNE_OUT:
         lead.append(
             "The images hardly bear out what the models say of these masks: either few borders can be seen in them, or "

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskmend.audit.evidence import Evidence, name_starts
+from maskmend.audit.evidence import SURPRISES, Evidence, name_starts, signed_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +88,12 @@ def inputs(cases: Sequence[Evidence], usual: Usual) -> np.ndarray:
         columns.append(groups[:, 1:].max(axis=1))
     both: np.ndarray = np.log1p(np.maximum(np.concatenate(columns, axis=1), 0) ** 2 / 2)
     return both
+
+
+def inputs_count(classes: int, ndim: int) -> int:
+    """I, the number of columns of `inputs` for this many classes and axes."""
+    by_group = 2 + len(name_starts(len(signed_names(ndim)))) - 1
+    return len(SURPRISES) + by_group * (1 if classes == 2 else 2)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import prod
@@ -23,10 +23,12 @@ from maskmend.audit.export import FOLDER as EXPORTS
 from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, RUNS, judge_by_folds, predict_cases
 from maskmend.audit.judging import NOISE, SUGGESTED, CaseWork, mixed_up, table_rows, usual_offsets
+from maskmend.audit.learnt import LEARNT, Learnt, fold_numbers
+from maskmend.audit.like import ANSWER, STATE, Like, as_before, open_like, runs_for
 from maskmend.audit.look import LooksOf
 from maskmend.audit.mixups import elsewhere
 from maskmend.audit.opening import open_masks
-from maskmend.audit.outlines import ask_images
+from maskmend.audit.outlines import ImageWitness, Outlines, look_at_outlines
 from maskmend.audit.record import CaseRecord
 from maskmend.audit.selfcheck import SelfCheck, weakness
 from maskmend.audit.sources import Probs, ProbsFolder, Stored
@@ -34,6 +36,7 @@ from maskmend.audit.store import Store
 from maskmend.config import Config, dump
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
+from maskmend.data.dataset import folds
 from maskmend.data.owner import sweep
 from maskmend.errors import Interrupted, UsageError
 from maskmend.fanout import Mapper, most_processes, spread
@@ -41,7 +44,7 @@ from maskmend.plain import plain
 from maskmend.progress import bar, message
 from maskmend.train.lock import locked
 
-STATE, ANSWER, TABLE = "state.json", "audit.json", "audit.csv"
+TABLE = "audit.csv"
 FORMAT = "maskmend audit 1"
 LEAST_CASES = 10
 COUNT_ERROR = (
@@ -52,8 +55,8 @@ CASE_S = {2: 0.04, 3: 0.2}  # seconds per case, by the number of axes
 VALUE_S = 1.5e-7  # seconds per voxel and class
 VALUE_BYTES = 24  # of memory, per voxel and class, while a case is judged
 _OURS = (
-    STATE, ANSWER, TABLE, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS, CACHE, NOISE,
-    SUGGESTED, EXPORTS,
+    STATE, ANSWER, TABLE, LEARNT, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS, CACHE,
+    NOISE, SUGGESTED, EXPORTS,
 )  # fmt: skip
 
 
@@ -70,6 +73,7 @@ class Job:
         config: settings.
         place: the run or the folder of probabilities; None for folds.
         trust_code: the run's settings may name code that is not maskmend's.
+        like: the earlier audit that judges; None: this one learns by itself.
     """
 
     dataset: Dataset
@@ -80,6 +84,7 @@ class Job:
     config: Config
     place: Path | None = None
     trust_code: bool = False
+    like: Like | None = None
 
 
 def audit(
@@ -89,6 +94,7 @@ def audit(
     *,
     run: Path | str | None = None,
     probs: Path | str | None = None,
+    like: Path | str | None = None,
     workers: int = 0,
     processes: int | None = 1,
     overwrite: bool = False,
@@ -106,6 +112,8 @@ def audit(
         config: settings; `audit.*`, and those of the folds' runs.
         run: judge with this run's model instead of training any.
         probs: judge with the probabilities in this folder, made by another program.
+        like: judge like the audit in this folder: by its models, or `probs` of the same one, and by what it learnt.
+            Nothing is trained, and one mask is enough.
         workers: folds trained at the same time (Ray); 0: one after the other in this process.
         processes: that judge cases, each holding one in memory; None: one for each core, as far as memory goes. A
             script that asks for several needs `if __name__ == "__main__":`. The answer is the same.
@@ -121,7 +129,8 @@ def audit(
         DataError: faults of the data or of the probabilities. Interrupted: Ctrl-C; the same call goes on.
     """
     out, config = Path(out), config or Config()
-    job = replace(_job(Path(source), out, config, run, probs), trust_code=trust_code)
+    before = None if like is None else open_like(Path(like), run, probs)
+    job = replace(_job(Path(source), out, config, run, probs, before), trust_code=trust_code)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         _claim(job, overwrite)
@@ -143,18 +152,44 @@ def audit(
         return answer
 
 
-def _job(source: Path, out: Path, config: Config, run: Path | str | None, probs: Path | str | None) -> Job:
+def _job(
+    source: Path,
+    out: Path,
+    config: Config,
+    run: Path | str | None,
+    probs: Path | str | None,
+    like: Like | None,
+) -> Job:
     if run is not None and probs is not None:
         raise UsageError("a run and probabilities exclude one another", "--run, --probs", "leave one out")
     if (source / "plan.json").is_file() and (source / "run.json").is_file():
-        if run is not None:
-            raise UsageError("is a run; give a data set with --run", source)
+        if run is not None or like is not None:
+            raise UsageError("is a run", source, "give a data set" + (" with --run" if run else ""))
         run, source = source, _data_of(source)
+    if like is not None:
+        return _job_like(like, source, out, config, run, probs)
     too_few = f"{{count}} cases with a mask; what is usual cannot be told from fewer than {LEAST_CASES}"
     masks = open_masks(source, config.data, LEAST_CASES, too_few)
     if probs is not None:
         return Job(*masks, "files", out, config, Path(probs))
     return Job(*masks, "run" if run else "folds", out, config, Path(run) if run else None)
+
+
+def _job_like(
+    like: Like, source: Path, out: Path, config: Config, run: Path | str | None, probs: Path | str | None
+) -> Job:
+    learnt = like.learnt
+    data = as_before(source, config.data, learnt.labels)
+    masks = open_masks(source, data, 1, "{count} cases with a mask")
+    names = [list(one) for one in (masks.dataset.labels, learnt.labels)]
+    if names[0] != names[1]:
+        fact = f"its classes are {', '.join(names[0])}, those of {like.folder} are {', '.join(names[1])}"
+        raise UsageError(fact, source, "name them in data.labels as there, in that order")
+    if len(masks.largest) != learnt.ndim:
+        fact = f"has {len(masks.largest)} axes, {like.folder} was of images with {learnt.ndim}"
+        raise UsageError(fact, source, "audit it by itself")
+    place = probs or run or learnt.place
+    return Job(*masks, learnt.source, out, config, Path(place) if place else None, like=like)
 
 
 def _data_of(run: Path) -> Path:
@@ -204,10 +239,15 @@ def _state(job: Job) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "data set": str(job.dataset.root),
-        "source": [job.source, str(job.place.resolve()) if job.place else None],
+        "source": [job.source, str(job.place.resolve()) if job.place else None, *_told_of(job.like)],
         "configuration": settings,
         "set of files": {case.id: _identity(case) for case in job.cases},
     }
+
+
+def _told_of(like: Like | None) -> list[Any]:
+    """By which earlier audit: the same folder may hold another later."""
+    return [] if like is None else [str(like.folder.resolve()), (like.folder / LEARNT).stat().st_mtime_ns]
 
 
 def _identity(case: Case) -> list[list[int]]:
@@ -220,26 +260,56 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
     began = time.monotonic()
     probs = _source(job, workers)
     looks = LooksOf({case.id: case for case in job.cases}, replace(job.dataset, cases=()), probs)
-    ids = [case.id for case in job.cases]
     over = spread(processes or _most_processes(job))
-    with bar("learning what is usual", 2 * min(len(ids), estimate.FIT_ON)) as shown:
-        trusted = frozenset(case.id for case in job.cases if case.trusted)
-        seed = job.config.audit.seed
-        auditor = estimate.fit(looks, ids, trusted, seed=seed, progress=shown.update, over=over)
+    auditor = job.like.learnt.auditor if job.like else _fitted(job, looks, over)
+    most = job.config.data.max_voxels
     with bar("looking at outlines", len(job.cases)) as shown:
-        most = job.config.data.max_voxels
-        witness = ask_images(
+        outlines = look_at_outlines(
             job.cases, job.dataset, max_voxels=most, progress=lambda: shown.update(1), over=over
         )
-    witness = witness.weighed(auditor.flawed())
-    check = SelfCheck.of(auditor, looks, ids, seed, backing=witness.backing, over=over)
-    work = CaseWork(looks.dataset, probs, auditor, check, witness, job.out, most, job.source == "run")
-    records, totals = _judged(job, work, over)
+    if job.like:
+        witness, check = job.like.learnt.witness(outlines), job.like.learnt.check
+    else:
+        witness = outlines.witness().weighed(auditor.flawed())
+        ids, seed = [case.id for case in job.cases], job.config.audit.seed
+        check = SelfCheck.of(auditor, looks, ids, seed, backing=witness.backing, over=over)
+    work = CaseWork(looks.dataset, probs, auditor, check, witness, job.out, most, _learnt_from(job))
+    records, totals, volumes = _judged(job, work, over)
     facts = _facts(job, auditor, check, records, totals) | {
         "images_bear_out": round(witness.backing, 3),
         "seconds": round(time.monotonic() - began, 1),
     }
+    if not job.like:
+        seen = any(record.in_sample for record in records)
+        _learnt(job, seen, auditor, check, outlines, witness, volumes).write(job.out / LEARNT)
     return _written(job, records, facts, over)
+
+
+def _fitted(job: Job, looks: LooksOf, over: Mapper) -> Auditor:
+    ids = [case.id for case in job.cases]
+    trusted = frozenset(case.id for case in job.cases if case.trusted)
+    with bar("learning what is usual", 2 * min(len(ids), estimate.FIT_ON)) as shown:
+        return estimate.fit(looks, ids, trusted, seed=job.config.audit.seed, progress=shown.update, over=over)
+
+
+def _learnt(
+    job: Job,
+    in_sample: bool,
+    auditor: Auditor,
+    check: SelfCheck,
+    outlines: Outlines,
+    witness: ImageWitness,
+    volumes: Mapping[str, dict[str, float]],
+) -> Learnt:
+    unseen: Sequence[Sequence[Case]] = []
+    if job.source == "folds":
+        parts = folds(job.cases, job.config.audit.folds, job.config.train.seed)
+        unseen = [held_out for _, held_out in parts]
+    place = job.place.resolve() if job.source == "run" and job.place else None
+    return Learnt(
+        job.source, place, in_sample, dict(job.dataset.labels), len(job.largest), fold_numbers(unseen), auditor, check,
+        outlines, witness.expected, witness.scale, volumes,
+    )  # fmt: skip
 
 
 def _most_processes(job: Job) -> int:
@@ -250,28 +320,50 @@ def _most_processes(job: Job) -> int:
 
 def _source(job: Job, workers: int) -> Probs:
     """The probabilities of every case, trained for or found."""
-    if job.source == "folds":
+    if job.source == "folds" and not job.like:
         dataset = replace(job.dataset, cases=job.cases)
         return Stored(judge_by_folds(dataset, job.out, job.config, job.config.audit.folds, workers))
-    assert job.place is not None
     if job.source == "files":
+        assert job.place is not None
         folder = ProbsFolder(job.place, job.dataset, job.config.audit.axes)
         folder.check(job.cases)
         return folder
     from maskmend.train.run_folder import Run
 
-    model, store = Run.open(job.place, trust_code=job.trust_code), Store(job.out / PROBS)
-    if list(model.labels.values()) != list(job.dataset.labels.values()):
-        fact = f"the run's classes are {model.labels}, the data set's {dict(job.dataset.labels)}"
-        raise UsageError(fact, job.place, "audit the data set it was trained on")
-    predict_cases(
-        model, [case for case in job.cases if not store.has(case.id)], job.dataset, store, job.config
-    )
+    store = Store(job.out / PROBS)
+    for place, cases in _runs(job).items():
+        model = Run.open(place, trust_code=job.trust_code)
+        if list(model.labels) != list(job.dataset.labels):
+            fact = f"the run's classes are {model.labels}, the data set's {dict(job.dataset.labels)}"
+            raise UsageError(fact, place, "audit the data set it was trained on")
+        predict_cases(
+            model, [case for case in cases if not store.has(case.id)], job.dataset, store, job.config
+        )
     return Stored(store)
 
 
-def _judged(job: Job, work: CaseWork, over: Mapper) -> tuple[list[CaseRecord], Totals]:
-    """Every case's record, worst first, with its files written."""
+def _runs(job: Job) -> dict[Path, list[Case]]:
+    """The runs that judge, each with its cases."""
+    if job.like:
+        return runs_for(job.like, job.cases, job.place)
+    assert job.place is not None
+    return {job.place: list(job.cases)}
+
+
+def _learnt_from(job: Job) -> dict[str, dict[int, int]]:
+    """Voxels by value of each mask that a run has learnt, by case; models by fold have seen none that they judge."""
+    from maskmend.train.run_folder import Run
+
+    if job.source != "run":
+        return {}
+    assert job.place is not None
+    return {case.id: case.voxels for case in Run.open(job.place, trust_code=job.trust_code).fingerprint.cases}
+
+
+def _judged(
+    job: Job, work: CaseWork, over: Mapper
+) -> tuple[list[CaseRecord], Totals, dict[str, dict[str, float]]]:
+    """Every case's record, worst first, with its files written; totals; and volumes by case and class."""
     from maskmend.audit.structure import volume_outliers
 
     totals, done = Totals(list(job.dataset.labels)), []
@@ -280,7 +372,8 @@ def _judged(job: Job, work: CaseWork, over: Mapper) -> tuple[list[CaseRecord], T
             totals.add(one.joint, one.offsets_mm, one.record.rater, one.record.site)
             done.append(one)
             shown.update(1)
-    outliers = volume_outliers({one.record.case: one.volumes_mm3 for one in done})
+    volumes = {one.record.case: one.volumes_mm3 for one in done}
+    outliers = volume_outliers({**job.like.learnt.volumes_mm3, **volumes} if job.like else volumes)
     others = elsewhere([one.trace for one in done])
     records = [
         _told_apart(
@@ -290,7 +383,7 @@ def _judged(job: Job, work: CaseWork, over: Mapper) -> tuple[list[CaseRecord], T
         )
         for one in done
     ]
-    return sorted(records, key=lambda one: (-one.priority, one.case)), totals
+    return sorted(records, key=lambda one: (-one.priority, one.case)), totals, volumes
 
 
 def _told_apart(record: CaseRecord, flip: float, other: str, sure: float) -> CaseRecord:
@@ -305,15 +398,16 @@ def _facts(
 ) -> dict[str, Any]:
     flawed = np.array([record.flawed for record in records])
     wide = 1.64 * float(np.sqrt((flawed * (1 - flawed)).sum() + (COUNT_ERROR * len(flawed)) ** 2))
-    exam = check.facts()
+    exam, trained = check.facts(), job.source == "folds" and not job.like
     return {
         "maskmend": version("maskmend"),
         "dataset": str(job.dataset.root),
         "source": job.source,
         "probabilities": str(job.place) if job.place else None,
-        "in_sample": job.source == "run",
-        "folds": job.config.audit.folds if job.source == "folds" else None,
-        "method": job.config.method.name if job.source == "folds" else None,
+        "like": str(job.like.folder) if job.like else None,
+        "in_sample": any(record.in_sample for record in records),
+        "folds": job.config.audit.folds if trained else None,
+        "method": job.config.method.name if trained else None,
         "cases": len(records),
         "classes": dict(job.dataset.labels),
         "flawed": {

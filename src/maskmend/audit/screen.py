@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskmend.audit.mending import free_folder, mended
 from maskmend.audit.opening import open_masks
-from maskmend.audit.outlines import FOLLOWS, ImageWitness, ask_images
+from maskmend.audit.outlines import FOLLOWS, ImageWitness, look_at_outlines
 from maskmend.config import DataConfig
 from maskmend.convention import LEAST_CASES
 from maskmend.data.case import Case, Dataset
@@ -144,13 +144,13 @@ def screen(
     over = spread(
         processes or most_processes(len(cases) * (CASE_S + VOXEL_S * voxels), BYTES * voxels / 2**30)
     )
-    witness = ask_images(
+    witness = look_at_outlines(
         cases,
         dataset,
         max_voxels=settings.max_voxels,
         progress=lambda: progress(next(done), len(cases)),
         over=over,
-    )
+    ).witness()
     silent = tuple(case.id for case in cases if case.id not in witness.odds)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

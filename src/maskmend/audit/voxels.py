@@ -17,6 +17,7 @@ from maskmend.audit.population import logistic, sigmoid
 
 DOUBTED = 0.03  # voxels that the model doubts less are taken for right
 SAMPLED = 200  # voxels per case to learn from
+COLUMNS = 5  # of what the regression sees
 _CASE, _VOXEL = (-6.0, 8.0), (-4.0, 7.0)  # log odds beyond these say no more
 
 

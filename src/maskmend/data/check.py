@@ -98,14 +98,19 @@ class _Limits:
         return cls(reader, len(dataset.channels) or None, quick)
 
 
+def find_options(data: DataConfig) -> dict[str, Any]:
+    """What settings say to `find_cases`."""
+    keys = ("layout", "labels", "ignore", "channels", "spacing_mm", "rater", "raters")
+    return {key: getattr(data, key) for key in keys if getattr(data, key) is not None}
+
+
 def _find(source: Dataset | Path | str, data: DataConfig | None) -> tuple[Dataset | None, list[Finding]]:
     """The data set, and what finding its cases complained of; unlabelled cases do not hide the others."""
     if isinstance(source, Dataset):
         return source, []
     from maskmend.data.dataset import find_cases
 
-    keys = ("layout", "labels", "ignore", "channels", "spacing_mm", "rater", "raters")
-    options = {key: getattr(data, key) for key in keys if getattr(data, key, None) is not None}
+    options = find_options(data) if data else {}
     try:
         return find_cases(Path(source), **options), []
     except UsageError:

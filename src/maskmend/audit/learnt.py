@@ -1,0 +1,245 @@
+"""What an audit has learnt, kept beside its answer, so that later masks are judged without training or fitting.
+
+New masks come in batches, mended ones come back. Both are judged by the models and the measures of the audit before,
+one mask if need be, and its figures compare with those of then.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from maskmend.appearance import FEATURES
+from maskmend.audit.calibration import Calibration
+from maskmend.audit.estimate import Auditor
+from maskmend.audit.evidence import SURPRISES, signed_names
+from maskmend.audit.outlines import ImageWitness, Outlines
+from maskmend.audit.population import Judge, Ratios, Usual, inputs_count
+from maskmend.audit.selfcheck import Answer, SelfCheck
+from maskmend.audit.voxels import COLUMNS, VoxelJudge
+from maskmend.data.atomic import atomic_write
+from maskmend.data.case import Case
+from maskmend.errors import DataError, UsageError
+
+LEARNT = "learnt.safetensors"
+FORMAT = "maskmend learnt 1"
+Arrays = Mapping[str, np.ndarray]
+
+
+class Story(BaseModel):
+    """What is no array. Cases are named by their ids.
+
+    Args:
+        format: of the file.
+        source: whose probabilities these were: "folds", "run" or "files".
+        place: of the run; None for others.
+        in_sample: the run had learnt these masks.
+        labels: class name to file value, background first.
+        ndim: axes of an image.
+        folds: for each case and group of cases, see `fold_key`, the fold whose model has not seen it.
+        kinds, rate, usual_overlap: as of `Judge` and `Auditor`.
+        answers: of the exam. exam_rate: its rate.
+        outlines: cases of the rows of looks.
+        expected, scale: of the images' witness.
+        volumes_mm3: of each class as given, by case.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    format: str
+    source: str
+    place: str | None
+    in_sample: bool
+    labels: dict[str, int]
+    ndim: int
+    folds: dict[str, int]
+    kinds: list[str]
+    rate: float
+    usual_overlap: float
+    answers: list[dict[str, Any]]
+    exam_rate: float
+    outlines: list[str]
+    expected: float
+    scale: tuple[float, float]
+    volumes_mm3: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """An audit's models and measures.
+
+    Args:
+        source, place, in_sample, labels, ndim, folds, volumes_mm3: see `Story`.
+        auditor: fitted; it remembers no cases.
+        check: the exam that it sat.
+        outlines: of all cases, as the images show them.
+        expected, scale: by how much flawed outlines are the worse explained, see `ImageWitness`.
+    """
+
+    source: str
+    place: Path | None
+    in_sample: bool
+    labels: Mapping[str, int]
+    ndim: int
+    folds: Mapping[str, int]
+    auditor: Auditor
+    check: SelfCheck
+    outlines: Outlines
+    expected: float
+    scale: tuple[float, float]
+    volumes_mm3: Mapping[str, Mapping[str, float]]
+
+    def witness(self, outlines: Outlines) -> ImageWitness:
+        """What the images say of new outlines beside all that were looked at before; a case of both is the new one.
+
+        Raises:
+            DataError: images with another number of channels.
+        """
+        before, new = (next(iter(one.looks.values())).shape[1] for one in (self.outlines, outlines))
+        if before != new:
+            fact = f"images of {new // FEATURES} channel(s), the earlier audit's had {before // FEATURES}"
+            raise DataError(fact, next(iter(outlines.looks)), "audit them by themselves")
+        return self.outlines.with_others(outlines).witness().expecting(self.expected, self.scale)
+
+    def fold_of(self, case: Case) -> int:
+        """The fold whose model has not seen a case; of a new one any, and always the same."""
+        keys = [fold_key(case.id, None), *([fold_key("", case.group)] if case.group else [])]
+        known = [self.folds[key] for key in reversed(keys) if key in self.folds]
+        return known[0] if known else zlib.crc32(keys[-1].encode()) % (1 + max(self.folds.values()))
+
+    def write(self, path: Path) -> None:
+        """Into a file; atomically."""
+        story, arrays = self._parts()
+        content = save(
+            {name: np.ascontiguousarray(one) for name, one in arrays.items()},
+            {"maskmend": story.model_dump_json()},
+        )
+        atomic_write(path, lambda temporary: temporary.write_bytes(content))
+
+    def _parts(self) -> tuple[Story, dict[str, np.ndarray]]:
+        auditor, judge = self.auditor, self.auditor.population
+        ids = list(self.outlines.looks)
+        story = Story(
+            format=FORMAT, source=self.source, place=str(self.place) if self.place else None, in_sample=self.in_sample,
+            labels=dict(self.labels), ndim=self.ndim, folds=dict(self.folds), kinds=list(judge.kinds), rate=judge.rate,
+            usual_overlap=auditor.usual_overlap, answers=[asdict(one) for one in self.check.answers],
+            exam_rate=self.check.rate, outlines=ids, expected=self.expected, scale=self.scale,
+            volumes_mm3={case: dict(one) for case, one in self.volumes_mm3.items()},
+        )  # fmt: skip
+        width = inputs_count(len(self.labels), self.ndim)
+        by_kind, together = (
+            one or Ratios(np.zeros((0, 1 + width)), np.zeros(0)) for one in (judge.by_kind, judge.together)
+        )
+        return story, {
+            "scale": np.array([auditor.calibration.scale]), "bias": auditor.calibration.bias,
+            "surprises": judge.usual.surprises, "signed": judge.usual.signed, "doubts": judge.usual.doubts,
+            "by_kind": by_kind.weights, "by_kind_rates": by_kind.rates,
+            "together": together.weights, "together_rates": together.rates,
+            "voxels": auditor.voxels.weights, **self.outlines.arrays(),
+        }  # fmt: skip
+
+    @classmethod
+    def read(cls, path: Path) -> Learnt:
+        """From a file; numbers and names only, nothing in it is executed.
+
+        Raises:
+            UsageError: damaged, of another version, or not of one piece.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                told = json.loads((file.metadata() or {}).get("maskmend", "{}"))
+                if told.get("format") != FORMAT:
+                    fact = f"has format {told.get('format')!r}, this is {FORMAT!r}"
+                    raise UsageError(fact, path, "audit that data set again")
+                story = Story(**told)
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls._of(story, arrays)
+        except (
+            SafetensorError,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            ValidationError,
+        ) as fault:
+            told_why = str(fault).splitlines()[0][:200]
+            raise UsageError(
+                f"is not what an audit has learnt ({told_why})", path, "audit that data set again"
+            ) from fault
+
+    @classmethod
+    def _of(cls, story: Story, arrays: Arrays) -> Learnt:
+        _check_shapes(story, arrays)
+        by_kind, together = (
+            Ratios(arrays[name], arrays[f"{name}_rates"]) if len(arrays[name]) else None
+            for name in ("by_kind", "together")
+        )
+        usual = Usual(arrays["surprises"], arrays["signed"], arrays["doubts"])
+        judge = Judge(usual, tuple(story.kinds), by_kind, together, np.zeros(0), story.rate)
+        auditor = Auditor(
+            Calibration(float(arrays["scale"][0]), arrays["bias"]),
+            judge,
+            VoxelJudge(arrays["voxels"]),
+            story.usual_overlap,
+        )
+        check = SelfCheck(tuple(Answer(**one) for one in story.answers), story.exam_rate)
+        return cls(
+            source=story.source,
+            place=Path(story.place) if story.place else None,
+            in_sample=story.in_sample,
+            labels=story.labels,
+            ndim=story.ndim,
+            folds=story.folds,
+            auditor=auditor,
+            check=check,
+            outlines=Outlines.of(story.outlines, arrays),
+            expected=story.expected,
+            scale=story.scale,
+            volumes_mm3=story.volumes_mm3,
+        )
+
+
+def fold_key(case: str, group: str | None) -> str:
+    """What a case or a group of cases (a patient) is called in `Learnt.folds`."""
+    return f"case {case}" if group is None else f"group {group}"
+
+
+def fold_numbers(parts: Sequence[Sequence[Case]]) -> dict[str, int]:
+    """`Learnt.folds` of the cases that each fold's model has not seen."""
+    found = {}
+    for number, cases in enumerate(parts):
+        for case in cases:
+            found[fold_key(case.id, None)] = number
+            if case.group is not None:
+                found[fold_key("", case.group)] = number
+    return found
+
+
+def _check_shapes(story: Story, arrays: Arrays) -> None:
+    """ValueError where the parts do not belong together."""
+    classes, kinds = len(story.labels), len(story.kinds)
+    groups, width = 1 if classes == 2 else classes, inputs_count(classes, story.ndim)
+    fitted = (kinds, 1) if len(arrays["together"]) else (0, 0)
+    wanted = {
+        "scale": (1,), "bias": (classes,), "surprises": (2, len(SURPRISES)),
+        "signed": (2, groups, len(signed_names(story.ndim))), "doubts": (2, 2),
+        "by_kind": (fitted[0], 1 + width), "by_kind_rates": (fitted[0],),
+        "together": (fitted[1], 1 + width), "together_rates": (fitted[1],),
+        "voxels": (1 + COLUMNS,),
+    }  # fmt: skip
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} holds values that are no numbers")
+    if story.source == "folds" and not story.folds:
+        raise ValueError("names no folds")
