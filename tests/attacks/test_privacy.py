@@ -125,6 +125,7 @@ def _commands(root: Path) -> list[list[str]]:
         ["evaluate", "predicted", str(root), "-o", "scores.json"],
         ["raters", str(root), "-o", "raters", "--consensus", "majority"],
         audit,
+        ["audit", str(root), "-o", "again", "--like", "audit"],
     ]
 
 
@@ -146,7 +147,8 @@ def test_headers_and_folders_stay_where_they_are(planted, outside, capfd):
     assert _holding(outside, HEADER) == {}
     telling = _holding(outside, FOLDER)
     # These say where the data lie because a later command or a viewer needs it; SECURITY.md lists them.
-    needed = {"run/run.json", "audit/state.json", "audit/audit.json", "audit/audit.csv", "audit/report.html"}
+    answers = ("state.json", "audit.json", "audit.csv", "report.html")
+    needed = {"run/run.json", *(f"{audit}/{name}" for audit in ("audit", "again") for name in answers)}
     assert set(telling) <= needed | {f"audit/folds/{number}/run.json" for number in range(2)}
 
 

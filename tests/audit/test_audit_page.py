@@ -29,6 +29,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_phantom(root / "my_data", train=20, test=0, shape=(32, 32))
     make_phantom(root / "more_data", train=10, test=0, seed=1, shape=(32, 32))
     make_phantom(root / "my_volumes", ndim=3, train=10, test=0, shape=(24, 24, 28))
+    make_phantom(root / "new_masks", train=3, test=0, seed=2, shape=(32, 32))
     (root / "nnunet_out").mkdir()
     for file in (root / "my_data" / "labels").iterdir():
         label = read_label(file)[0]
@@ -52,10 +53,18 @@ def run(desk: Path, language: str, text: str) -> None:
 
 @pytest.mark.slow
 def test_what_the_page_shows_runs(desk) -> None:
-    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", "sh", "sh", "sh", "python"]
+    assert [language for language, _ in BLOCKS] == ["sh", "sh", "sh", "python", *["sh"] * 4, "python"]
     for language, text in BLOCKS:
         run(desk, language, text)
-    for out in ("audit", "audit_of_run", "audit_of_more", "audit_by_nnunet", "audit_by_monai"):
+    for out in (
+        "audit",
+        "audit_of_run",
+        "audit_of_more",
+        "audit_by_nnunet",
+        "audit_by_monai",
+        "audit_of_new",
+        "audit_after",
+    ):
         assert (desk / out / "report.html").is_file()
     listed = set(re.findall(r"^\| `([\w./]+)`", PAGE.split("| in `audit/export/` |")[1], re.MULTILINE))
     assert listed == {

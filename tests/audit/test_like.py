@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from maskmend.config import load
 from maskmend.data.case import Case
 from maskmend.data.phantom import make_phantom
 from maskmend.errors import DataError, UsageError
+from maskmend.pseudonyms import pseudonyms
 from maskmend.train.run import train
 
 QUICK = load(None, ["device=cpu", "train.steps=4", "train.batch=2", "network.options={base: 4, limit: 8}"])
@@ -142,6 +144,7 @@ def test_what_was_learnt_is_read_as_it_was_written(
         "folds",
         None,
         False,
+        True,
         labels,
         ndim,
         folds,
@@ -263,6 +266,27 @@ def test_what_cannot_judge_says_why(source: Path, learnt: Path, tmp_path: Path) 
     named = load(None, ["data.labels={background: 0, class_1: 1}"])
     with pytest.raises((UsageError, DataError), match=r"3 axes|no class|values"):
         audit(solid, tmp_path / "out", named, probs=probs, like=learnt)
+
+
+def test_cases_must_go_by_the_names_of_then(source: Path, learnt: Path, tmp_path: Path) -> None:
+    """Else a model might judge what it has learnt."""
+    told = {"probs": source / "probs"}
+    with pseudonyms(tmp_path / "names.json"):
+        hidden = audit(source, tmp_path / "hidden", **told)
+        with pytest.raises(UsageError, match="other names of cases"):
+            audit(source, tmp_path / "out", like=learnt, **told)
+        again = audit(source, tmp_path / "again", like=tmp_path / "hidden", **told)
+    assert again["records"] == hidden["records"]
+    for like, names in (("hidden", None), ("hidden", "others.json")):
+        context = pseudonyms(tmp_path / names) if names else nullcontext()
+        with context, pytest.raises(UsageError, match="other names of cases"):
+            audit(source, tmp_path / "out", like=tmp_path / like, **told)
+    with pseudonyms(tmp_path / "names.json"):
+        after_all = audit(source, tmp_path / "once more", like=tmp_path / "hidden", **told)
+    assert after_all["records"] == hidden["records"]
+    content = (tmp_path / "hidden" / LEARNT).read_bytes()
+    assert str(source).encode() not in content
+    assert b'"07"' not in content
 
 
 def test_images_with_other_channels_are_refused(learnt: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What reads an input: every way in which `maskmend check`, `predict`, `train` and `corrupt` meet a file."""
+"""What reads an input: every way in which `check`, `predict`, `train`, `audit` and `corrupt` meet a file."""
 
 from __future__ import annotations
 
@@ -247,6 +247,55 @@ def _try_run(self: Target, data: bytes) -> list[UserError]:
     return _told(run, (str(folder), self.kind))
 
 
+def _try_learnt(self: Target, data: bytes) -> list[UserError]:
+    """What an audit has learnt, and a mask judged by it."""
+    from maskmend.audit.learnt import Learnt
+    from maskmend.audit.look import look_at
+
+    file = self.folder / self.kind
+    file.write_bytes(data)
+    read: list[Learnt] = []
+    refusals = _told(lambda: read.append(Learnt.read(file)), (file.name,))
+    if read and len(read[0].labels) == read[0].ndim == 2:
+        mask = np.zeros((12, 10), np.uint8)
+        mask[3:8, 2:7] = 1
+        likely = 0.1 + 0.8 * mask
+        read[0].auditor.judge(look_at("a", np.stack([1 - likely, likely]), mask, (1.0, 1.0))).dice(mask)
+        read[0].check.interval(0.8)
+        read[0].witness(read[0].outlines)
+    return refusals
+
+
+def _learnt() -> list[bytes]:
+    """Of an audit in which nothing was wrong."""
+    import tempfile
+
+    from maskmend.audit.estimate import fit
+    from maskmend.audit.learnt import Learnt
+    from maskmend.audit.look import look_at
+    from maskmend.audit.outlines import Outlines
+    from maskmend.audit.selfcheck import SelfCheck
+
+    rows, columns = np.mgrid[:24, :24]
+    cases = {}
+    for number in range(12):
+        far = np.hypot(rows - 12 - number % 3, columns - 12) - 6 - number % 4
+        likely = 1 / (1 + np.exp(2 * far))
+        cases[str(number)] = look_at(str(number), np.stack([1 - likely, likely]), far < 0, (1.0, 1.0))
+    auditor = fit(lambda ids: (cases[one] for one in ids), list(cases))
+    check = SelfCheck.of(auditor, lambda ids: (cases[one] for one in ids), list(cases))
+    values = np.random.default_rng(0).normal(size=(12, 69, 4)).astype(np.float32)
+    outlines = Outlines.of(list(cases), {"looks": values[:, :64], "scenes": values[:, 64:]})
+    volumes = {case: {"organ": 30.0} for case in cases}
+    learnt = Learnt(
+        "folds", None, False, False, {"background": 0, "organ": 1}, 2, {"case 1": 0}, auditor, check, outlines, 0.5,
+        (0.5, 0.1), volumes,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        learnt.write(Path(folder) / "file")
+        return [(Path(folder) / "file").read_bytes()]
+
+
 def make_run(folder: Path) -> Path:
     """A run folder as `maskmend train` leaves it, of a network that was never trained."""
     import torch
@@ -315,6 +364,7 @@ _KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[Target, bytes], lis
     "config.yaml": (lambda: TEXTS["config.yaml"], _try_config),
     "noise.yaml": (_kept(noise), _try_noise),
     **{name: (_run_file(name), _try_run) for name in RUN_FILES if name != "config.yaml"},
+    "learnt.safetensors": (_kept(_learnt), _try_learnt),
 }
 KINDS = tuple(_KINDS)
 

@@ -15,7 +15,7 @@ if sys.platform != "linux":
     pytest.skip("children are forked and measured through /proc", allow_module_level=True)
 
 FUZZ = Path(__file__).with_name("fuzz.py")
-KINDS = 18
+KINDS = 19
 
 
 def _run(*words: str, seconds: int) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -29,10 +29,15 @@ from maskmend.audit.voxels import COLUMNS, VoxelJudge
 from maskmend.data.atomic import atomic_write
 from maskmend.data.case import Case
 from maskmend.errors import DataError, UsageError
+from maskmend.plain import plain
+from maskmend.pseudonyms import clean_paths
 
 LEARNT = "learnt.safetensors"
 FORMAT = "maskmend learnt 1"
 Arrays = Mapping[str, np.ndarray]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Story(BaseModel):
@@ -43,6 +48,7 @@ class Story(BaseModel):
         source: whose probabilities these were: "folds", "run" or "files".
         place: of the run; None for others.
         in_sample: the run had learnt these masks.
+        hidden: cases go by pseudonyms (`--phi-safe`).
         labels: class name to file value, background first.
         ndim: axes of an image.
         folds: for each case and group of cases, see `fold_key`, the fold whose model has not seen it.
@@ -53,22 +59,23 @@ class Story(BaseModel):
         volumes_mm3: of each class as given, by case.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     format: str
-    source: str
+    source: Literal["folds", "run", "files"]
     place: str | None
     in_sample: bool
-    labels: dict[str, int]
-    ndim: int
-    folds: dict[str, int]
+    hidden: bool
+    labels: Annotated[dict[str, int], Field(min_length=2)]
+    ndim: Literal[2, 3]
+    folds: dict[str, Annotated[int, Field(ge=0)]]
     kinds: list[str]
-    rate: float
-    usual_overlap: float
-    answers: list[dict[str, Any]]
-    exam_rate: float
+    rate: Share
+    usual_overlap: Share
+    answers: list[Answer]
+    exam_rate: Share
     outlines: list[str]
     expected: float
-    scale: tuple[float, float]
+    scale: tuple[float, Annotated[float, Field(gt=0)]]
     volumes_mm3: dict[str, dict[str, float]]
 
 
@@ -77,7 +84,7 @@ class Learnt:
     """An audit's models and measures.
 
     Args:
-        source, place, in_sample, labels, ndim, folds, volumes_mm3: see `Story`.
+        source, place, in_sample, hidden, labels, ndim, folds, volumes_mm3: see `Story`.
         auditor: fitted; it remembers no cases.
         check: the exam that it sat.
         outlines: of all cases, as the images show them.
@@ -87,6 +94,7 @@ class Learnt:
     source: str
     place: Path | None
     in_sample: bool
+    hidden: bool
     labels: Mapping[str, int]
     ndim: int
     folds: Mapping[str, int]
@@ -120,20 +128,22 @@ class Learnt:
         story, arrays = self._parts()
         content = save(
             {name: np.ascontiguousarray(one) for name, one in arrays.items()},
-            {"maskmend": story.model_dump_json()},
+            {"maskmend": clean_paths(json.dumps(plain(story), ensure_ascii=False))},
         )
         atomic_write(path, lambda temporary: temporary.write_bytes(content))
 
-    def _parts(self) -> tuple[Story, dict[str, np.ndarray]]:
+    def _parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What `Story` says, and the arrays."""
         auditor, judge = self.auditor, self.auditor.population
         ids = list(self.outlines.looks)
-        story = Story(
-            format=FORMAT, source=self.source, place=str(self.place) if self.place else None, in_sample=self.in_sample,
-            labels=dict(self.labels), ndim=self.ndim, folds=dict(self.folds), kinds=list(judge.kinds), rate=judge.rate,
-            usual_overlap=auditor.usual_overlap, answers=[asdict(one) for one in self.check.answers],
-            exam_rate=self.check.rate, outlines=ids, expected=self.expected, scale=self.scale,
-            volumes_mm3={case: dict(one) for case, one in self.volumes_mm3.items()},
-        )  # fmt: skip
+        story = {
+            "format": FORMAT, "source": self.source, "place": str(self.place) if self.place else None,
+            "in_sample": self.in_sample, "hidden": self.hidden, "labels": dict(self.labels), "ndim": self.ndim,
+            "folds": dict(self.folds), "kinds": judge.kinds, "rate": judge.rate,
+            "usual_overlap": auditor.usual_overlap, "answers": [asdict(one) for one in self.check.answers],
+            "exam_rate": self.check.rate, "outlines": ids, "expected": self.expected, "scale": self.scale,
+            "volumes_mm3": {case: dict(one) for case, one in self.volumes_mm3.items()},
+        }  # fmt: skip
         width = inputs_count(len(self.labels), self.ndim)
         by_kind, together = (
             one or Ratios(np.zeros((0, 1 + width)), np.zeros(0)) for one in (judge.by_kind, judge.together)
@@ -191,11 +201,12 @@ class Learnt:
             VoxelJudge(arrays["voxels"]),
             story.usual_overlap,
         )
-        check = SelfCheck(tuple(Answer(**one) for one in story.answers), story.exam_rate)
+        check = SelfCheck(tuple(story.answers), story.exam_rate)
         return cls(
             source=story.source,
             place=Path(story.place) if story.place else None,
             in_sample=story.in_sample,
+            hidden=story.hidden,
             labels=story.labels,
             ndim=story.ndim,
             folds=story.folds,
@@ -241,5 +252,12 @@ def _check_shapes(story: Story, arrays: Arrays) -> None:
             raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are no numbers")
+    spreads = [arrays[name][1] for name in ("surprises", "signed", "doubts")]
+    rates = [arrays[name] for name in ("by_kind_rates", "together_rates")]
+    if (
+        min(float(one.min(initial=1.0)) for one in (*spreads, *rates)) <= 0
+        or max(one.sum() for one in rates) > 1
+    ):
+        raise ValueError("spreads must be above 0, rates between 0 and 1")
     if story.source == "folds" and not story.folds:
         raise ValueError("names no folds")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from maskmend import pseudonyms
 from maskmend.audit.folds import RUNS
 from maskmend.audit.learnt import LEARNT, Learnt
 from maskmend.config import DataConfig
@@ -39,6 +40,9 @@ def open_like(folder: Path, run: Path | str | None, probs: Path | str | None) ->
     if not (folder / LEARNT).is_file():
         raise _nothing_learnt(folder)
     learnt = Learnt.read(folder / LEARNT)
+    if not _named_alike(learnt):
+        fact = "goes by other names of cases, so it cannot be told which model has seen which"
+        raise UsageError(fact, folder, "give the --phi-safe NAMES of then, or none where there was none")
     if learnt.in_sample:
         fact = "judged masks that its run had learnt, so it does not know how others look to it"
         raise UsageError(
@@ -86,6 +90,13 @@ def as_before(source: Path, data: DataConfig, labels: Mapping[str, int]) -> Data
     if not (data.labels or find_cases(source, need_labels=False, **find_options(data)).labels):
         more["labels"] = dict(labels)
     return data.model_copy(update=more)
+
+
+def _named_alike(learnt: Learnt) -> bool:
+    names = pseudonyms.active()
+    if names is None or not learnt.hidden:
+        return (names is not None) == learnt.hidden
+    return any(names.original(case) != case for case in learnt.volumes_mm3)
 
 
 def _nothing_learnt(folder: Path) -> UsageError:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from maskmend import pseudonyms
 from maskmend.audit import estimate
 from maskmend.audit.dataset_level import Totals, budget
 from maskmend.audit.estimate import Auditor
@@ -306,9 +307,10 @@ def _learnt(
         parts = folds(job.cases, job.config.audit.folds, job.config.train.seed)
         unseen = [held_out for _, held_out in parts]
     place = job.place.resolve() if job.source == "run" and job.place else None
+    hidden = pseudonyms.active() is not None
     return Learnt(
-        job.source, place, in_sample, dict(job.dataset.labels), len(job.largest), fold_numbers(unseen), auditor, check,
-        outlines, witness.expected, witness.scale, volumes,
+        job.source, place, in_sample, hidden, dict(job.dataset.labels), len(job.largest), fold_numbers(unseen), auditor,
+        check, outlines, witness.expected, witness.scale, volumes,
     )  # fmt: skip
 
 
