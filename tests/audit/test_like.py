@@ -193,7 +193,7 @@ def spoilt(learnt: Path, to: Path, change: Callable[[dict[str, Any], dict[str, A
 CHANGES: dict[str, tuple[Callable[[Any, Any], object], str]] = {
     "another version": (lambda story, arrays: story.update(format="maskmend learnt 99"), "has format"),
     "a key too many": (lambda story, arrays: story.update(more=1), "is not what an audit has learnt"),
-    "a key too few": (lambda story, arrays: story.pop("rate"), "is not what an audit has learnt"),
+    "a key too few": (lambda story, arrays: story.pop("rate"), r"learnt \(rate: Field required\)"),
     "an array too few": (lambda story, arrays: arrays.pop("signed"), "is not what an audit has learnt"),
     "a class too many": (lambda story, arrays: story["labels"].update(more=9), "has shape"),
     "outlines too few": (lambda story, arrays: story["outlines"].pop(), "outlines have shapes"),
@@ -241,6 +241,9 @@ def test_what_cannot_judge_says_why(source: Path, learnt: Path, tmp_path: Path) 
     refused("is no audit", tmp_path / "nowhere", probs=probs)
     refused("probabilities of another program", learnt)
     refused("was not made with a run", learnt, probs=probs, run=tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="is the earlier audit itself"):
+            audit(source, learnt, like=learnt, probs=probs, overwrite=overwrite)
     audit(source, tmp_path / "second", probs=probs, like=learnt)
     refused(f"--like {learnt}", tmp_path / "second", probs=probs)
     unfinished = shutil.copytree(learnt, tmp_path / "unfinished")

@@ -172,18 +172,13 @@ class Learnt:
                 story = Story(**told)
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls._of(story, arrays)
-        except (
-            SafetensorError,
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            ValidationError,
-        ) as fault:
-            told_why = str(fault).splitlines()[0][:200]
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+            why = str(fault).splitlines()[0][:200]
+            if isinstance(fault, ValidationError):
+                first = fault.errors()[0]
+                why = f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg'][:120]}"
             raise UsageError(
-                f"is not what an audit has learnt ({told_why})", path, "audit that data set again"
+                f"is not what an audit has learnt ({why})", path, "audit that data set again"
             ) from fault
 
     @classmethod

@@ -130,6 +130,8 @@ def audit(
         DataError: faults of the data or of the probabilities. Interrupted: Ctrl-C; the same call goes on.
     """
     out, config = Path(out), config or Config()
+    if like is not None and out.resolve() == Path(like).resolve():
+        raise UsageError("is the earlier audit itself", out, "give another folder for what comes later")
     before = None if like is None else open_like(Path(like), run, probs)
     job = replace(_job(Path(source), out, config, run, probs, before), trust_code=trust_code)
     out.mkdir(parents=True, exist_ok=True)
