@@ -304,15 +304,17 @@ def test_what_the_audit_knows_of_itself_is_told(tmp_path):
         "method": "pint", "probabilities": None,
     }  # fmt: skip
     told = record("a", remark="fits case b")
-    page = Page(write_audit_report(tmp_path, dataset(tmp_path), [told], facts).read_text("utf-8"))
+    others = [record(str(number)) for number in range(13)]
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path), [told, *others], facts).read_text("utf-8"))
     wanted = [
-        "About 12 of 1 masks", "90 % interval 8 to 16", "7.1 %", "has learnt from these masks", "organ 4.1 % 2.3 %",
+        "About 12 of 14 masks", "90 % interval 8 to 16", "7.1 %", "has learnt from these masks", "organ 4.1 % 2.3 %",
         "ranks above a sound one 93 %", "named rightly –", "1,500 / 1,600", "method pint",
     ]  # fmt: skip
     for text in wanted:
         assert text in page.text
     assert "probabilities" not in page.text.split("How this audit was made")[1]
-    assert "Remark: fits case b." in page.data["records"][0]["summary"]
+    summaries = {one["case"]: one["summary"] for one in page.data["records"]}
+    assert [case for case, text in summaries.items() if "Remark: fits case b." in text] == ["a"]
 
 
 def test_models_that_fail_their_exam_give_an_order_and_no_number(tmp_path):
@@ -325,7 +327,8 @@ def test_models_that_fail_their_exam_give_an_order_and_no_number(tmp_path):
         "warning": weakness(check),
     }
     facts["in_sample"] = True
-    page = Page(write_audit_report(tmp_path, dataset(tmp_path), [record("a")], facts).read_text("utf-8"))
+    records = [record("a"), record("b")]
+    page = Page(write_audit_report(tmp_path, dataset(tmp_path), records, facts).read_text("utf-8"))
     for text in (
         "too weak to count errors",
         "in 71 % of pairs only",
@@ -335,6 +338,29 @@ def test_models_that_fail_their_exam_give_an_order_and_no_number(tmp_path):
         assert text in page.text
     for text in ("are expected to have an error", "0.1 %", "90 % interval 0 to 1"):
         assert text not in page.text
+
+
+def test_a_few_masks_are_not_made_a_distribution_of(tmp_path):
+    """One has a probability of its own; from five on there are charts and an effort to plan."""
+    words = ("How good the given masks are", "Re-drawing", "median estimated Dice")
+    for count, wanted in (
+        (1, ("has an error worth mending with a probability of 12 %", "1 mask looked at", "1.7 %")),
+        (4, ("About 2 of 4 masks", "4 masks looked at", "lowest estimated Dice")),
+        (5, ("About 2 of 5 masks", "5 masks looked at", *words)),
+    ):
+        records = [replace(record(str(number)), flawed=0.12) for number in range(count)]
+        facts = {
+            "flawed": {"expected": 2, "low": 1, "high": 3},
+            "wrong_share": 0.017,
+            "like": "runs/first audit",
+        }
+        file = write_audit_report(tmp_path / str(count), dataset(tmp_path), records, facts)
+        page = Page(file.read_text("utf-8"))
+        assert "Judged like the audit in runs/first audit" in page.text
+        for text in wanted:
+            assert text in page.text
+        for text in words if count < 5 else ():
+            assert text not in page.text
 
 
 def test_confusion_is_shown_in_shares_of_the_given_class(tmp_path):

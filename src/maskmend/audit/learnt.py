@@ -173,7 +173,7 @@ class Learnt:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls._of(story, arrays)
         except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
-            why = str(fault).splitlines()[0][:200]
+            why = (str(fault) or type(fault).__name__).splitlines()[0][:200]
             if isinstance(fault, ValidationError):
                 first = fault.errors()[0]
                 why = f"{'.'.join(map(str, first['loc']))[:80]}: {first['msg'][:120]}"

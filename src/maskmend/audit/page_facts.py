@@ -41,6 +41,10 @@ BORNE_OUT = 0.5
 """How far images must bear out the models (`ImageWitness.backing`) for nothing to be said of it."""
 
 
+FEW = 5
+"""Masks, fewer than which have no distribution and no order in which to mend them."""
+
+
 def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the template needs to know of the data set as a whole.
 
@@ -51,9 +55,10 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
             "noise_rate": {"estimate", "low", "high"} or a number (or "wrong_share"), instead of what the records add up
             to; "confusion": {given class: {true class: expected voxels}}; "class_noise": {class: {"wrong_of_given",
             "missing_of_true"}}; "check": the audit's exam, see `selfcheck.SelfCheck.facts`; "warning": why counts are
-            not to be believed, they are then left out; "in_sample": the model has seen these masks; "images_bear_out":
-            how far, in [0, 1], images bear out what the models say; "sections": further `maskmend.report.Section`s,
-            e.g. `RaterReport.sections()`; "settings": text or mapping, shown folded. Other plain values make the table
+            not to be believed, they are then left out; "like": the earlier audit that judged; "in_sample": the model
+            has seen these masks; "images_bear_out": how far, in [0, 1], images bear out what the models say;
+            "sections": further `maskmend.report.Section`s, e.g. `RaterReport.sections()`; "settings": text or mapping,
+            shown folded. Other plain values make the table
             of how the audit was made.
     """
     found = figures.groups(records)
@@ -71,7 +76,7 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
         "title": str(facts.get("title") or f"Audit of {title_of(dataset.root)}"),
         "lead": [*_lead(records, curve, facts), *map(str, facts.get("notes", ()))],
         "tiles": _tiles(records, curve, facts),
-        "charts": [_histogram(records), _budget(curve)],
+        "charts": [] if len(records) < FEW else [_histogram(records), _budget(curve)],
         "legend": legend if len(legend) > 1 else [], "given": GIVEN, "suggested": ESTIMATE,
         "plain": [_plain_row(record) for record in records[:PLAIN_ROWS]],
         "kinds": figures.kinds(records),
@@ -84,6 +89,8 @@ def page_context(dataset: Dataset, records: Sequence[CaseRecord], facts: Mapping
 
 def _lead(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]) -> list[str]:
     lead = [str(facts.get("warning") or _expected(records, curve, facts))]
+    if facts.get("like"):
+        lead.append(f"Judged like the audit in {facts['like']}, by its models and measures.")
     if facts.get("in_sample"):
         seen = sum(record.in_sample for record in records)
         which = f"{seen} of these masks" if 0 < seen < len(records) else "these masks"
@@ -97,8 +104,10 @@ def _lead(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, 
 
 
 def _expected(records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]) -> str:
+    if len(records) == 1:
+        return f"The mask has an error worth mending with a probability of {100 * records[0].flawed:.0f} %."
     text = f"About {_flawed(records, facts)[0]} of {len(records)} masks are expected to have an error worth mending."
-    steps = figures.budget_steps(curve)
+    steps = figures.budget_steps(curve) if len(records) >= FEW else []
     if curve[-1] > 0 and steps:
         count, share = steps[1] if len(steps) > 1 else steps[0]
         what = "the worst one" if count == 1 else f"the worst {count}"
@@ -120,19 +129,26 @@ def _flawed(records: Sequence[CaseRecord], facts: Mapping[str, Any]) -> tuple[st
 def _tiles(
     records: Sequence[CaseRecord], curve: np.ndarray, facts: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    low, middle, high = figures.spread_of(records, lambda record: record.quality)
     rate, interval = _rate(records, facts.get("noise_rate", facts.get("wrong_share")))
+    wrong = (rate, f"of the foreground is expected to be wrong{interval}")
+    if len(records) == 1:
+        dice = (f"{records[0].quality:.2f}", "estimated Dice")
+        return [("1", "mask looked at"), *([] if facts.get("warning") else [wrong]), dice]
     flawed, between = _flawed(records, facts)
-    counted = [
-        (flawed, f"expected to have an error worth mending{between}"),
-        (rate, f"of the foreground is expected to be wrong{interval}"),
-    ]
+    counted = [(flawed, f"expected to have an error worth mending{between}"), wrong]
+    low, middle, high = figures.spread_of(records, lambda record: record.quality)
+    worst = min(record.quality for record in records)
     tiles = [
         (f"{len(records):,}", "masks looked at"),
         *([("not known", "how many have an error")] if facts.get("warning") else counted),
-        (f"{middle:.2f}", f"median estimated Dice; eight in ten masks lie between {low:.2f} and {high:.2f}"),
+        (f"{worst:.2f}", "lowest estimated Dice")
+        if len(records) < FEW
+        else (
+            f"{middle:.2f}",
+            f"median estimated Dice; eight in ten masks lie between {low:.2f} and {high:.2f}",
+        ),
     ]
-    half = int(np.searchsorted(curve, 0.5)) if curve[-1] > 0 else 0
+    half = int(np.searchsorted(curve, 0.5)) if curve[-1] > 0 and len(records) >= FEW else 0
     return tiles + ([(f"{half:,}", "cases hold half of all wrong voxels")] if half else [])
 
 
@@ -199,8 +215,9 @@ def _exam(facts: Mapping[str, Any]) -> list[Section]:
     told = facts.get("check")
     if not told:
         return []
+    whose = "the earlier audit" if facts.get("like") else "this data set"
     text = [
-        f"Errors were made on purpose in masks of this data set that look sound, and judged like any other: "
+        f"Errors were made on purpose in masks of {whose} that look sound, and judged like any other: "
         f"{told['masks']} masks in all. Errors of people may be harder or easier to see."
     ]
     rows = [
@@ -241,7 +258,7 @@ def _number(value: float | None) -> str:
 
 _SHOWN_ELSEWHERE = (
     "title", "noise_rate", "wrong_share", "confusion", "notes", "sections", "settings", "flawed", "check", "warning",
-    "class_noise", "in_sample", "images_bear_out", "maskmend",
+    "class_noise", "in_sample", "images_bear_out", "maskmend", "like",
 )  # fmt: skip
 
 
