@@ -4,9 +4,10 @@
 
 Each measurement runs in a process of its own, after its libraries are loaded and the images are made: what is counted
 is the work. maskmend: fitting (what is usual here, with the figures of up to 400 cases), judging (opinion and noise map
-of cases that it was fitted to) and judging further cases (figures too) apart. cleanlab: label quality scores and label
-issues, n_jobs=1. Volumes are made one at a time. With --files also what a user waits for, from files to answers: the
-whole verb `audit --probs`, with one process and with all cores, and a script that reads the same files for cleanlab.
+of cases that it was fitted to) and judging further cases (figures too, as `audit --like` does) apart. cleanlab: label
+quality scores and label issues, n_jobs=1. Volumes are made one at a time. With --files also what a user waits for, from
+files to answers: the whole verb `audit --probs`, with one process and with all cores, the same like an earlier audit
+(all cores), and a script that reads the same files for cleanlab.
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ def measure_files(count: int, size: int, classes: int, rounds: int) -> list[dict
             for name, command in {
                 "one": [*audit, str(Path(place) / f"one{number}"), "--processes", "1"],
                 "all": [*audit, str(Path(place) / f"all{number}")],
+                "like": [*audit, str(Path(place) / f"like{number}"), "--like", str(Path(place) / "all0")],
                 "cleanlab": [sys.executable, __file__, "--one", f"files {folder}"],
             }.items():
                 began = time.monotonic()
@@ -254,14 +256,14 @@ def report(known: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         )
     files = [key for key in known if key.startswith("files ")]
     if files:
-        heading = "| from files, by the clock | cleanlab | `audit --probs`, one process | all cores |"
-        lines += ["", heading, "|---|---|---|---|"]
+        heading = "| from files, by the clock | cleanlab | `audit --probs`, one process | all cores "
+        lines += ["", heading + "| `--like`, all cores |", "|---|---|---|---|---|"]
     for key in files:
         _, images, size, classes = key.split()
         each = _medians(known[key])
         lines.append(
             f"| {images} of {size}^2, {classes} classes | {each['cleanlab']:.0f} s | {each['one']:.0f} s "
-            f"| {each['all']:.0f} s ({each['cores']:.0f} cores) |"
+            f"| {each['all']:.0f} s ({each['cores']:.0f} cores) | {each['like']:.0f} s |"
         )
     for key in (key for key in known if key.startswith("volumes ")):
         _, count, size = key.split()

@@ -330,6 +330,18 @@ def test_a_case_is_judged_by_the_fold_that_has_not_seen_it_or_its_patient(learnt
     assert len({kept.fold_of(case(f"new {number}", "Cid")) for number in range(9)}) == 1
 
 
+def test_a_run_has_learnt_the_masks_it_was_trained_on_as_they_were() -> None:
+    """Not those redrawn since, nor others of the same name; and of a trusted one it excuses nothing."""
+    values = np.array([[0, 0, 2], [0, 2, 2]])
+    told: list[Any] = [None] * 7
+    work = verb.CaseWork(*told, {"a": {0: 3, 2: 3}})
+    assert work._seen(Case("a", ()), values)
+    assert not work._seen(Case("a", (), trusted=True), values)
+    assert not work._seen(Case("b", ()), values)
+    assert not work._seen(Case("a", ()), np.where(values == 2, 1, 0))
+    assert not work._seen(Case("a", ()), np.array([[0, 2, 2], [0, 2, 2]]))
+
+
 @pytest.mark.slow
 def test_folds_and_runs_judge_new_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each case by a model that has not seen it; one that has learnt the masks cannot say how others look to it."""
