@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -246,6 +247,10 @@ def test_what_cannot_judge_says_why(source: Path, learnt: Path, tmp_path: Path) 
             audit(source, learnt, like=learnt, probs=probs, overwrite=overwrite)
     audit(source, tmp_path / "second", probs=probs, like=learnt)
     refused(f"--like {learnt}", tmp_path / "second", probs=probs)
+    copied = shutil.copytree(learnt, tmp_path / "copied")
+    for how in ({}, {"like": copied}):  # a folder holds one audit, judged in one way
+        with pytest.raises(UsageError, match="an audit with another source"):
+            audit(source, tmp_path / "second", probs=probs, **how)
     unfinished = shutil.copytree(learnt, tmp_path / "unfinished")
     (unfinished / LEARNT).unlink()
     refused("earlier maskmend", unfinished, probs=probs)
@@ -264,11 +269,12 @@ def test_what_cannot_judge_says_why(source: Path, learnt: Path, tmp_path: Path) 
         tmp_path / "named",
         probs=probs,
     )
-    solid = make_phantom(tmp_path / "solid", ndim=3, train=2, test=0, shape=(24, 24, 24))
-    (solid / "maskmend.json").unlink(missing_ok=True)
-    named = load(None, ["data.labels={background: 0, class_1: 1}"])
-    with pytest.raises((UsageError, DataError), match=r"3 axes|no class|values"):
-        audit(solid, tmp_path / "out", named, probs=probs, like=learnt)
+    ball = np.zeros((24, 24, 24), np.uint8)
+    ball[8:16, 8:16, 8:16] = 1
+    for folder in ("images", "labels"):
+        (tmp_path / "solid" / folder).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(ball, np.eye(4)), tmp_path / "solid" / folder / "a.nii.gz")
+    refused("3 axes, .* was of images with 2", learnt, tmp_path / "solid", probs=probs)
 
 
 def test_cases_must_go_by_the_names_of_then(source: Path, learnt: Path, tmp_path: Path) -> None:
