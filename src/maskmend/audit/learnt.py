@@ -118,9 +118,9 @@ class Learnt:
         return self.outlines.with_others(outlines).witness().expecting(self.expected, self.scale)
 
     def fold_of(self, case: Case) -> int:
-        """The fold whose model has not seen a case; of a new one any, and always the same."""
+        """The fold whose model has not seen a case, or else its patient; of a new one any, and always the same."""
         keys = [fold_key(case.id, None), *([fold_key("", case.group)] if case.group else [])]
-        known = [self.folds[key] for key in reversed(keys) if key in self.folds]
+        known = [self.folds[key] for key in keys if key in self.folds]
         return known[0] if known else zlib.crc32(keys[-1].encode()) % (1 + max(self.folds.values()))
 
     def write(self, path: Path) -> None:
