@@ -340,6 +340,13 @@ def test_models_that_fail_their_exam_give_an_order_and_no_number(tmp_path):
         assert text not in page.text
 
 
+def test_how_many_masks_the_model_has_learnt_is_told(tmp_path):
+    for seen, wanted in ((4, "has learnt from these masks"), (3, "has learnt from 3 of these masks")):
+        records = [replace(record(str(number)), in_sample=number < seen) for number in range(4)]
+        file = write_audit_report(tmp_path / str(seen), dataset(tmp_path), records, {"in_sample": True})
+        assert wanted in Page(file.read_text("utf-8")).text
+
+
 def test_a_few_masks_are_not_made_a_distribution_of(tmp_path):
     """One has a probability of its own; from five on there are charts and an effort to plan."""
     words = ("How good the given masks are", "Re-drawing", "median estimated Dice")
