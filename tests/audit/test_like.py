@@ -114,6 +114,26 @@ def test_outlines_of_before_are_still_heard(
     assert heard[0]("00") > heard[0]("01")
 
 
+def test_images_that_were_too_few_to_speak_have_no_measure_to_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the outlines that come later they may be enough: then they go by their own."""
+    few, more = (discs(tmp_path / f"data{seed}", seed=seed, count=14) for seed in (0, 1))
+    for folder in ("images", "labels", "probs"):
+        for file in sorted((more / folder).iterdir()):
+            file.rename(file.with_name(f"later{file.name}"))
+    audit(few, tmp_path / "first", probs=few / "probs")
+    kept = Learnt.read(tmp_path / "first" / LEARNT)
+    assert kept.scale is None
+    heard: list[ImageWitness] = []
+    witness = Learnt.witness
+    monkeypatch.setattr(Learnt, "witness", lambda *told: heard.append(witness(*told)) or heard[0])
+    audit(more, tmp_path / "out", probs=more / "probs", like=tmp_path / "first")
+    assert len(heard[0].odds) == 28
+    shares = np.array(list(heard[0].unexplained.values()))
+    assert heard[0].scale[0] == pytest.approx(np.median(shares), abs=0.05)
+
+
 def test_volumes_are_compared_with_those_of_before(learnt: Path, tmp_path: Path) -> None:
     batch = discs(tmp_path / "batch", seed=7, count=2)
     large = np.asarray(Image.open(batch / "labels" / "01.png")).copy()

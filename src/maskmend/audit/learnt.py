@@ -35,8 +35,6 @@ from maskmend.pseudonyms import clean_paths
 LEARNT = "learnt.safetensors"
 FORMAT = "maskmend learnt 1"
 Arrays = Mapping[str, np.ndarray]
-
-
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -55,7 +53,7 @@ class Story(BaseModel):
         kinds, rate, usual_overlap: as of `Judge` and `Auditor`.
         answers: of the exam. exam_rate: its rate.
         outlines: cases of the rows of looks.
-        expected, scale: of the images' witness.
+        expected, scale: of the images' witness; None where there were too few outlines for one.
         volumes_mm3: of each class as given, by case.
     """
 
@@ -75,7 +73,7 @@ class Story(BaseModel):
     exam_rate: Share
     outlines: list[str]
     expected: float
-    scale: tuple[float, Annotated[float, Field(gt=0)]]
+    scale: tuple[float, Annotated[float, Field(gt=0)]] | None
     volumes_mm3: dict[str, dict[str, float]]
 
 
@@ -102,7 +100,7 @@ class Learnt:
     check: SelfCheck
     outlines: Outlines
     expected: float
-    scale: tuple[float, float]
+    scale: tuple[float, float] | None
     volumes_mm3: Mapping[str, Mapping[str, float]]
 
     def witness(self, outlines: Outlines) -> ImageWitness:

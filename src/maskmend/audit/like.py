@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from maskmend.config import DataConfig
 from maskmend.data.case import Case
 from maskmend.data.check import find_options
 from maskmend.data.dataset import find_cases
+from maskmend.data.sidefile import load_json
 from maskmend.errors import UsageError
 
 STATE, ANSWER = "state.json", "audit.json"
@@ -104,7 +104,7 @@ def _nothing_learnt(folder: Path) -> UsageError:
         return UsageError("is no audit", folder, "give the -o of `maskmend audit`")
     if not (folder / ANSWER).is_file():
         return UsageError("is not finished", folder, "the command that began it goes on from there")
-    by = json.loads((folder / ANSWER).read_text(encoding="utf-8")).get("facts", {}).get("like")
+    by = load_json(folder / ANSWER).get("facts", {}).get("like")
     if by:
         return UsageError("was judged like another one itself", folder, f"--like {by}")
     return UsageError(

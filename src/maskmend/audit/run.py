@@ -312,7 +312,7 @@ def _learnt(
     hidden = pseudonyms.active() is not None
     return Learnt(
         job.source, place, in_sample, hidden, dict(job.dataset.labels), len(job.largest), fold_numbers(unseen), auditor,
-        check, outlines, witness.expected, witness.scale, volumes,
+        check, outlines, witness.expected, witness.scale if witness.odds else None, volumes,
     )  # fmt: skip
 
 
