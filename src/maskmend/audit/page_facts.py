@@ -149,7 +149,8 @@ def _tiles(
         ),
     ]
     half = int(np.searchsorted(curve, 0.5)) if curve[-1] > 0 and len(records) >= FEW else 0
-    return tiles + ([(f"{half:,}", "cases hold half of all wrong voxels")] if half else [])
+    hold = "case holds" if half == 1 else "cases hold"
+    return tiles + ([(f"{half:,}", f"{hold} half of all wrong voxels")] if half else [])
 
 
 def _rate(records: Sequence[CaseRecord], told: Any) -> tuple[str, str]:
