@@ -337,7 +337,7 @@ def _source(job: Job, workers: int) -> Probs:
     store = Store(job.out / PROBS)
     for place, cases in _runs(job).items():
         model = Run.open(place, trust_code=job.trust_code)
-        if list(model.labels) != list(job.dataset.labels):
+        if not job.like and list(model.labels.values()) != list(job.dataset.labels.values()):
             fact = f"the run's classes are {model.labels}, the data set's {dict(job.dataset.labels)}"
             raise UsageError(fact, place, "audit the data set it was trained on")
         predict_cases(
