@@ -402,6 +402,10 @@ def test_folds_and_runs_judge_new_masks(tmp_path: Path, monkeypatch: pytest.Monk
     other = audit(more, tmp_path / "other", QUICK, run=run)
     assert not other["facts"]["in_sample"]
     assert not any(one["in_sample"] for one in other["records"])
+    unnamed = shutil.copytree(more, tmp_path / "unnamed")
+    (unnamed / "maskmend.json").unlink()  # values say which class of the run is meant
+    nameless = audit(unnamed, tmp_path / "nameless", QUICK, run=run)
+    assert by_case(nameless, "flawed") == by_case(other, "flawed")
     twice = audit(more, tmp_path / "twice", QUICK, like=tmp_path / "other")
     assert twice["records"] == other["records"]
     run.rename(tmp_path / "moved")
