@@ -232,21 +232,23 @@ def _fitted(label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return out
 
 
+def configuration(scenario: Scenario, *more: str) -> Any:
+    """Of every fold's run, with further settings."""
+    from maskmend.config import load
+
+    own = [f"method.name={scenario.method}", f"train.seed={scenario.seed}"]
+    return load(None, ["device=cpu", "predict.overlap=0.25", *DATA[scenario.data].settings, *own, *more])
+
+
 def train(scenario: Scenario, folder: Path, data_root: Path) -> None:
     """Probabilities of every case from a model that has not seen it."""
     import torch
 
     from maskmend.audit.folds import judge_by_folds
-    from maskmend.config import load
 
     torch.set_num_threads(1)
     given = prepare(scenario, folder, data_root)
-    settings = [
-        *DATA[scenario.data].settings,
-        f"method.name={scenario.method}",
-        f"train.seed={scenario.seed}",
-    ]
-    config = load(None, ["device=cpu", "predict.overlap=0.25", *settings])
+    config = configuration(scenario)
     began = time.process_time()
     judge_by_folds(given.dataset, folder, config, FOLDS)
     print(f"{scenario.name}: {time.process_time() - began:.0f} CPU s", flush=True)
@@ -284,12 +286,10 @@ def report(table: Path, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=["train", "score", "report"])
+def arguments(what: str | None, actions: Sequence[str], table: Path) -> argparse.ArgumentParser:
+    """What the benches on these scenarios are told."""
+    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=actions)
     parser.add_argument("--only", default="", help="only scenarios whose name contains this text")
     parser.add_argument("--seeds", default="10,11,12,13,14")
     default = os.environ.get("MASKMEND_TEST_DATA", "../shared/data")
@@ -297,7 +297,13 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=ROOT / "runs" / "audit", help="where probabilities are kept"
     )
-    parser.add_argument("--table", type=Path, default=RESULTS / "scores.json", help="scores of all scenarios")
+    parser.add_argument("--table", type=Path, default=table, help="where results go")
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    parser = arguments(__doc__, ["train", "score", "report"], RESULTS / "scores.json")
     given = parser.parse_args()
     chosen = [s for s in scenarios([int(x) for x in given.seeds.split(",")]) if given.only in s.name]
     for scenario in chosen:

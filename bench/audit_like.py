@@ -11,7 +11,6 @@ masks at a time, with the probabilities of the earlier models, that learn what i
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -43,15 +42,10 @@ def judged(scenario: audit.Scenario, cache: Path, data: Path, desk: Path) -> dic
     """Scores of the later masks by way of judging them."""
     from maskmend.audit.folds import PROBS
     from maskmend.audit.run import audit as run_audit
-    from maskmend.config import load
 
     given = audit.prepare(scenario, cache / scenario.name, data)
-    settings = [
-        *audit.DATA[scenario.data].settings, f"method.name={scenario.method}", f"train.seed={scenario.seed}",
-        "device=cpu", "predict.overlap=0.25", f"audit.folds={audit.FOLDS}", "audit.keep_probs=true",
-        "data.allow_missing_classes=true",
-    ]  # fmt: skip
-    config = load(None, settings)
+    more = (f"audit.folds={audit.FOLDS}", "audit.keep_probs=true", "data.allow_missing_classes=true")
+    config = audit.configuration(scenario, *more)
     order = np.random.default_rng([scenario.seed, 40]).permutation(len(given.dataset.cases)).tolist()
     first = round(EARLIER * len(order))
     cases = {
@@ -121,8 +115,7 @@ def scores(given: Any, ids: Sequence[str], found: Mapping[str, Any], crowd: bool
     """Of these cases, as `bench/audit.py` scores them."""
     truth, label = audit_score.indices(given)
     classes = len(given.dataset.labels)
-    dice = np.array([audit_score.mean_dice(label[i], truth[i], classes) for i in ids])
-    flawed = dice < (audit_score.CROWD_FLAWED if crowd else 1)
+    dice, flawed = audit_score.flaws(label, truth, ids, classes, crowd)
     quality, priority, odds = (
         np.array([found[i][key] for i in ids]) for key in ("quality", "priority", "flawed")
     )
@@ -144,29 +137,35 @@ def scores(given: Any, ids: Sequence[str], found: Mapping[str, Any], crowd: bool
 
 
 def report(table: Path) -> str:
-    """Means over seeds, and how much `like` is ahead of the others with half a 95 % interval."""
-    known: dict[str, dict[str, Any]] = json.loads(table.read_text())
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for name, row in known.items():
-        groups.setdefault(
-            next(one for one in audit_tables.TITLES if name.startswith(one.replace(" ", "-"))), []
-        ).append(row)
-    lines = []
+    """Means over seeds, and how much `like` is ahead with half a 95 % interval, bold where that does not hold 0.
+
+    First the table of the page of results, then all scores, then voxels and seconds.
+    """
+    groups = {name: list(seeds.values()) for name, seeds in audit_tables.read(table).items()}
+
+    def mean(rows: Sequence[Any], way: str, key: str) -> str:
+        return f"{np.mean([row[way][key] for row in rows]):.3f}"
+
+    def ahead(rows: Sequence[Any], rival: str, key: str) -> str:
+        found, half = audit_tables.interval([row["like"][key] - row[rival][key] for row in rows])
+        text = f"{found:+.3f} ± {half:.3f}"
+        return f"**{text}**" if abs(found) > half else text
+
+    together, ten = "ahead of all together", "ahead of ten at a time"
+    first = ["AUROC of cases: like the earlier audit", together, ten]
+    first += [one for key in ("voxel_ap", "dice_correlation") for one in (SHOWN[key], together)]
+    lines = _head(["", *first])
+    for group, rows in groups.items():
+        cells = [audit_tables.TITLES[group], mean(rows, "like", "auroc")]
+        cells += [ahead(rows, rival, "auroc") for rival in ("whole", "tens")]
+        for key in ("voxel_ap", "dice_correlation"):
+            cells += [mean(rows, "like", key), ahead(rows, "whole", key)]
+        lines.append(_row(cells))
     for key, title in SHOWN.items():
-        lines += [
-            f"\n{title}\n",
-            "| | seeds | " + " | ".join(NAMES.values()) + " | ahead of together | ahead of ten |",
-        ]
-        lines += ["|---|---|---|---|---|---|---|"]
+        lines += ["", title, "", *_head(["", "seeds", *NAMES.values(), together, ten])]
         for group, rows in groups.items():
-            means = [f"{np.mean([row[way][key] for row in rows]):.3f}" for way in NAMES]
-            ahead = []
-            for rival in ("whole", "tens"):
-                mean, half = audit_tables.interval([row["like"][key] - row[rival][key] for row in rows])
-                ahead.append(f"{mean:+.3f} ± {half:.3f}")
-            lines.append(
-                "| " + " | ".join([audit_tables.TITLES[group], str(len(rows)), *means, *ahead]) + " |"
-            )
+            cells = [audit_tables.TITLES[group], str(len(rows)), *(mean(rows, way, key) for way in NAMES)]
+            lines.append(_row([*cells, *(ahead(rows, rival, key) for rival in ("whole", "tens"))]))
     lines.append("")
     for group, rows in groups.items():
         wrong = [np.sum([row["like"][f"{one}_wrong"] for row in rows]) for one in ("expected", "true")]
@@ -178,19 +177,17 @@ def report(table: Path) -> str:
     return "\n".join(lines)
 
 
+def _head(cells: Sequence[str]) -> list[str]:
+    return [_row(cells), "|" + "---|" * len(cells)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=["run", "report"])
-    parser.add_argument("--only", default="", help="only scenarios whose name contains this text")
-    parser.add_argument("--seeds", default="10,11,12,13,14")
-    default = os.environ.get("MASKMEND_TEST_DATA", "../shared/data")
-    parser.add_argument("--data", type=Path, default=(audit.ROOT / default).resolve())
-    parser.add_argument("--cache", type=Path, default=audit.ROOT / "runs" / "audit")
-    parser.add_argument("--table", type=Path, default=TABLE)
-    told = parser.parse_args()
+    told = audit.arguments(__doc__, ["run", "report"], TABLE).parse_args()
     if told.action == "report":
         print(report(told.table))
         return

@@ -11,7 +11,6 @@ on cases whose masks are true and which took no part before. Finished runs are n
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import audit as bench
 import audit_score
+import audit_tables
 import numpy as np
 
 TABLE = bench.RESULTS / "loop.json"
@@ -221,35 +221,19 @@ def report(table: Path) -> str:
 
 def interval(values: Sequence[float]) -> str:
     """Mean and 95 % t interval as text."""
-    from scipy.stats import t
-
     if len(values) < 2:
         return f"{np.mean(values):+.4f}" if values else ""
-    mean, wide = (
-        float(np.mean(values)),
-        float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5),
-    )
+    mean, wide = audit_tables.interval(values)
     return f"{mean:+.4f} ({mean - wide:+.4f} to {mean + wide:+.4f})"
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=["run", "report"])
-    parser.add_argument("--only", default="", help="only scenarios whose name contains this text")
-    parser.add_argument("--seeds", default="10,11,12,13,14")
+    parser = bench.arguments(__doc__, ["run", "report"], TABLE)
     parser.add_argument(
         "--shares", default="0.2,0.1,0.4", help="of the cases that are replaced; the first comes first"
     )
     parser.add_argument("--most", type=int, default=0, help="only the first so many repairs; 0: all")
-    default = os.environ.get("MASKMEND_TEST_DATA", "../shared/data")
-    parser.add_argument("--data", type=Path, default=(bench.ROOT / default).resolve())
-    parser.add_argument(
-        "--cache", type=Path, default=bench.ROOT / "runs" / "audit", help="where probabilities are kept"
-    )
-    parser.add_argument("--table", type=Path, default=TABLE)
     given = parser.parse_args()
     if given.action == "report":
         print(report(given.table))

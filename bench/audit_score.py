@@ -24,8 +24,7 @@ def score(given: Any, probs: Mapping[str, np.ndarray], crowd: bool) -> list[dict
     truth, label = indices(given)
     classes = len(given.dataset.labels)
     ids = sorted(label)
-    dice = np.array([mean_dice(label[i], truth[i], classes) for i in ids])
-    flawed = dice < CROWD_FLAWED if crowd else np.array([not np.array_equal(label[i], truth[i]) for i in ids])
+    dice, flawed = flaws(label, truth, ids, classes, crowd)
     subtle = np.array([bool(given.facts.get(i, {}).get("subtle")) for i in ids])
     wrong = np.concatenate([(label[i] != truth[i]).ravel() for i in ids])
     rows = []
@@ -64,6 +63,20 @@ def score(given: Any, probs: Mapping[str, np.ndarray], crowd: bool) -> list[dict
             {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         )
     return rows
+
+
+def flaws(
+    label: Mapping[str, np.ndarray],
+    truth: Mapping[str, np.ndarray],
+    ids: Sequence[str],
+    classes: int,
+    crowd: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) mean Dice of each mask to the truth, and (N,) bool which count as flawed."""
+    dice = np.array([mean_dice(label[i], truth[i], classes) for i in ids])
+    return dice, dice < CROWD_FLAWED if crowd else np.array(
+        [not np.array_equal(label[i], truth[i]) for i in ids]
+    )
 
 
 def rankings(

@@ -49,10 +49,9 @@ def judged(cache: Path, data: Path, scenario: audit.Scenario) -> list[dict[str, 
     probs = {case.id: store.read(case.id) for case in given.dataset.cases}
     truth, label = audit_score.indices(given)
     ids, classes = sorted(label), len(given.dataset.labels)
-    dice = np.array([audit_score.mean_dice(label[i], truth[i], classes) for i in ids])
     subtle = np.array([bool(given.facts.get(i, {}).get("subtle")) for i in ids])
     crowd, volumes = scenario.noise == "crowd", scenario.data == "hippocampus-3d"
-    flawed = dice < audit_score.CROWD_FLAWED if crowd else dice < 1
+    dice, flawed = audit_score.flaws(label, truth, ids, classes, crowd)
     for many in (NO_LIMIT, LIMIT if volumes else LOWER_LIMIT):
         look.MANY = many
         if volumes:

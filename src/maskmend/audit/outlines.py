@@ -191,7 +191,7 @@ class ImageWitness:
         both = np.array([case in flawed for case in self.unexplained], bool)
         if not both.any():
             return self
-        told = self._away()[both]
+        told = self._away(self.scale)[both]
         weight = np.array([flawed[case] for case in self.unexplained if case in flawed])
         means = [float(one @ told) / max(float(one.sum()), 1e-6) for one in (weight, 1 - weight)]
         sure = min(weight.sum(), (1 - weight).sum())
@@ -207,18 +207,19 @@ class ImageWitness:
         """
         if not self.odds:
             return self
-        measured = replace(self, scale=scale or self.scale, expected=expected)
+        scale = scale or self.scale
         convention = np.array(list(self.convention.values()))
-        odds = _odds(measured._away(), convention, float(np.clip(expected, 0, MOST_EXPECTED)))
-        return replace(measured, odds=dict(zip(self.unexplained, odds.tolist(), strict=True)))
+        odds = _odds(self._away(scale), convention, float(np.clip(expected, 0, MOST_EXPECTED)))
+        by_case = dict(zip(self.unexplained, odds.tolist(), strict=True))
+        return replace(self, odds=by_case, scale=scale, expected=expected)
 
     @property
     def backing(self) -> float:
         """How far the images bear out what models say of masks, in [0, 1]; 1 until these were heard."""
         return float(np.clip(self.expected / EXPECTED, 0, 1)) ** 2
 
-    def _away(self) -> np.ndarray:
-        return _away(np.array(list(self.unexplained.values())), self.scale)
+    def _away(self, scale: tuple[float, float]) -> np.ndarray:
+        return _away(np.array(list(self.unexplained.values())), scale)
 
     def __call__(self, case: str) -> float:
         """What to add to the log odds of a case; 0 where nothing is said."""
