@@ -6,6 +6,8 @@ stdout is data, stderr is messages. Exit codes: 0 ok, 1 our bug, 2 usage or conf
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shlex
 import sys
 from collections.abc import Sequence
@@ -277,9 +279,9 @@ def audit(
     given = [*(settings or []), *([f"audit.folds={folds}"] if folds else [])]
     options = _load(config, [*given, *([f"method.name={method}"] if method else [])])
     if processes != 1 and (probs or like):
-        from maskmend.fanout import prepare
+        from maskmend.fanout import DRAWN_WITH, prepare
 
-        prepare("maskmend.audit.run", "maskmend.audit.report")
+        prepare("maskmend.audit.run", "maskmend.audit.report", *DRAWN_WITH)
     from maskmend.audit.run import audit as run_audit
 
     how: dict[str, Any] = {
@@ -463,6 +465,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; those of the process when None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    atexit.register(
+        gc.freeze
+    )  # else Python looks through all of torch for cycles before it ends: half a second
     return ended(lambda: _run(words))
 
 

@@ -25,6 +25,14 @@ AHEAD = 3  # chunks for each process that are handed out before the first is ask
 OF_MEMORY = 0.7  # of what is available, for all processes together
 WORTH_S = 6.0  # of work; starting processes takes two to three
 LOADED_GIB = 0.35  # what a process holds before its first case
+DRAWN_WITH = (
+    "PIL.ImageFont",
+    "PIL.ImageOps",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "matplotlib.colors",
+)
+"""What reading and drawing pictures loads when it begins: once for `prepare`, else in every process of every call."""
 _SAFE_PATH, _CAN_BE_SAFE = "PYTHONSAFEPATH", sys.version_info >= (3, 11)
 
 

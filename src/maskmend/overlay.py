@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,17 +48,36 @@ class Section:
     name: str = ""
 
 
-def displayed(image: np.ndarray) -> np.ndarray:
-    """(C, *S) of any range to uint8: colour (*S, 3) of three channels, else the first in grey (*S).
+@dataclass(frozen=True)
+class Shades:
+    """Numbers as grey levels: black up to `low`, white from `high` on."""
 
-    Cut at the 0.5th and 99.5th percentile.
-    """
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> Shades:
+        """For an image (C, *S) of any range: cut at its 0.5th and 99.5th percentile."""
+        sample = image[:, ..., :: max(1, image.size // 500_000)] if image.size > 1_000_000 else image
+        finite = sample[np.isfinite(sample)]
+        return cls(*np.percentile(finite, (0.5, 99.5)).tolist()) if finite.size else cls(0.0, 1.0)
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        """uint8, of any shape; NaN counts as 0."""
+        scale = 255 / max(self.high - self.low, 1e-9)
+        return np.clip((np.nan_to_num(numbers) - self.low) * scale, 0, 255).astype(np.uint8)
+
+
+def pictured(image: np.ndarray) -> tuple[np.ndarray, Shades]:
+    """What is shown of (C, *S): three channels as colour (*S, 3), else the first as (*S); and in which shades."""
     shown = image if len(image) == 3 else image[:1]
-    sample = shown[:, ..., :: max(1, shown.size // 500_000)] if shown.size > 1_000_000 else shown
-    finite = sample[np.isfinite(sample)]
-    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
-    scaled = np.clip((np.nan_to_num(shown) - low) * (255 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
-    return np.moveaxis(scaled, 0, -1) if len(scaled) == 3 else scaled[0]
+    return np.moveaxis(shown, 0, -1) if len(shown) == 3 else shown[0], Shades.of(shown)
+
+
+def displayed(image: np.ndarray) -> np.ndarray:
+    """(C, *S) of any range to uint8: colour (*S, 3) of three channels, else the first in grey (*S)."""
+    shown, shades = pictured(image)
+    return shades(shown)
 
 
 def sections(
@@ -68,21 +87,25 @@ def sections(
     place: Sequence[int],
     spacing_mm: Sequence[float],
     affine: np.ndarray | None = None,
+    shades: Shades | None = None,
 ) -> list[Section]:
     """The planes to look at: an image itself, or the three planes of a volume through one voxel.
 
     Args:
-        image: (*S) or (*S, 3) uint8, from `displayed`.
+        image: (*S) or (*S, 3) uint8, from `displayed`; any numbers with `shades`.
         masks: name to (*S) integers.
         heat: (*S) in [0, 1].
         place: array index through which the planes go.
         spacing_mm: voxel size in array order.
         affine: (4, 4) to RAS; with it volumes are shown upright, the patient's right on the left.
+        shades: in which the planes are shown, so that of a volume only these are converted.
     """
     if len(spacing_mm) == 2:
         aspect = spacing_mm[0] / spacing_mm[1]
-        return [Section(image, aspect, masks, heat, (int(place[0]), int(place[1])))]
-    return [_plane(axis, image, masks, heat, place, spacing_mm, affine) for axis in range(3)]
+        planes = [Section(image, aspect, masks, heat, (int(place[0]), int(place[1])))]
+    else:
+        planes = [_plane(axis, image, masks, heat, place, spacing_mm, affine) for axis in range(3)]
+    return [replace(one, image=shades(one.image)) for one in planes] if shades else planes
 
 
 def _plane(
@@ -168,6 +191,7 @@ def tile(
     numbers: Mapping[int, int] | None = None,
     inset: bool = False,
     caption: str = "",
+    ground: np.ndarray | None = None,
 ) -> np.ndarray:
     """One square picture, (size, size, 3) uint8.
 
@@ -181,13 +205,12 @@ def tile(
         numbers: label value to a number written on the class, so that colour alone does not tell classes.
         inset: show in a corner where the part lies, if it is a small one.
         caption: a few words in another corner.
+        ground: of `ground_of` the same, for several tiles that share it.
     """
     top, bottom, left, right = box
-    height, width = (bottom - top) * section.aspect, right - left
-    scale = size / max(height, width)
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    inner, scale = _fitted(section, box, size)
     part = (slice(top, bottom), slice(left, right))
-    picture = _rgb_of(_resized(section.image[part], inner)).astype(np.float32)
+    picture = (ground_of(section, box, size) if ground is None else ground).astype(np.float32)
     if heat and section.heat is not None:
         _lay_heat(picture, section.heat[part], inner)
     if mask in section.masks:
@@ -205,6 +228,21 @@ def tile(
     return _captioned(canvas, caption) if caption else canvas
 
 
+def ground_of(section: Section, box: Box, size: int) -> np.ndarray:
+    """What a tile lies on: the part of the image, (h, w, 3) uint8 with the longer side of `size` pixels."""
+    top, bottom, left, right = box
+    return _rgb_of(_resized(section.image[top:bottom, left:right], _fitted(section, box, size)[0]))
+
+
+def _fitted(section: Section, box: Box, size: int) -> tuple[tuple[int, int], float]:
+    """(width, height) of a part of the image within a tile, and pixels of the tile for one across."""
+    top, bottom, left, right = box
+    height, width = (bottom - top) * section.aspect, right - left
+    scale = size / max(height, width)
+    return (max(1, round(width * scale)), max(1, round(height * scale))), scale
+
+
+@lru_cache(maxsize=8)
 def empty_tile(size: int, caption: str) -> np.ndarray:
     """A tile that says why it shows nothing, (size, size, 3) uint8."""
     return _captioned(np.full((size, size, 3), GROUND, np.uint8), caption)
@@ -244,7 +282,9 @@ def _lay_heat(picture: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> N
     levels = (255 * np.clip(np.nan_to_num(heat), 0, 1)).astype(np.uint8)
     colours, opaque = _palette()
     shown = _resized(levels, size)
-    picture += (colours[shown] - picture) * opaque[shown]
+    at = np.nonzero(shown)  # most of a map is zero, which covers nothing
+    found = shown[at]
+    picture[at] += (colours[found] - picture[at]) * opaque[found]
 
 
 @cache
@@ -258,6 +298,11 @@ def _draw_outlines(picture: np.ndarray, label: np.ndarray, colours: Mapping[int,
     """Lines of one or two pixels just inside each class, with a dark rim so that they show on bright tissue."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
+    drawn = label > 0
+    if not drawn.any():
+        return
+    around = bounding_box(drawn, 1)
+    picture, label = picture[around], label[around]
     rim = np.zeros(label.shape, bool)
     lines = []
     for number, value in enumerate(int(v) for v in np.unique(label) if v > 0):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ DOUBTED = 0.85  # estimated Dice from which on a mask is not asked whether it is
 FITS = 0.75  # Dice that a mirrored mask or one of another case must reach
 EXPLAINS = 0.5  # and the share of the difference that it must take away
 POOR = 0.5  # Dice of a mask that may be of another case, if no simple act explains it
+BLOCK = 256  # cases that are compared with all at a time
 LEAST_VOXELS = 20  # of a mask before an equal one is no chance
 SIMPLE = ("over-drawn", "under-drawn", "missing object", "invented object", "swapped class", "sound")
 
@@ -89,11 +90,12 @@ def elsewhere(traces: Sequence[Trace]) -> dict[str, tuple[str, float]]:
     masks = np.stack([one.mask for one in traces]).astype(np.float32)
     likely = np.stack([one.likely for one in traces]).astype(np.float32)
     sizes = masks.sum(axis=1), likely.sum(axis=1)
+    alike = _alike(traces)
     found = {}
-    for number, trace in enumerate(traces):
-        fit = 2 * masks @ likely[number] / np.maximum(sizes[0] + sizes[1][number], 1e-6)
+    for number, (trace, overlap) in enumerate(zip(traces, _overlaps(masks, likely), strict=True)):
+        fit = 2 * overlap / np.maximum(sizes[0] + sizes[1][number], 1e-6)
         own = float(fit[number])
-        twin = _twin(number, traces, masks, likely, own)
+        twin = _twin(number, alike.get(trace.digest, ()), masks, likely, own)
         fit[number] = 0
         best = int(fit.argmax())
         if twin is not None:
@@ -103,13 +105,24 @@ def elsewhere(traces: Sequence[Trace]) -> dict[str, tuple[str, float]]:
     return found
 
 
-def _twin(
-    number: int, traces: Sequence[Trace], masks: np.ndarray, likely: np.ndarray, own: float
-) -> int | None:
-    """Another case with this very mask, which it fits better there."""
-    digest = traces[number].digest
-    same = [other for other, one in enumerate(traces) if other != number and digest and one.digest == digest]
-    fits = {other: soft_dice(masks[other], likely[other]) for other in same}
+def _overlaps(masks: np.ndarray, likely: np.ndarray) -> Iterator[np.ndarray]:
+    """Of each likely foreground (N, cells) with every mask (N, cells): (N,), computed for many at a time."""
+    for start in range(0, len(likely), BLOCK):
+        yield from likely[start : start + BLOCK] @ masks.T
+
+
+def _alike(traces: Sequence[Trace]) -> dict[str, list[int]]:
+    """The numbers of the cases that share a mask, by its digest."""
+    found: dict[str, list[int]] = {}
+    for number, one in enumerate(traces):
+        if one.digest:
+            found.setdefault(one.digest, []).append(number)
+    return found
+
+
+def _twin(number: int, alike: Sequence[int], masks: np.ndarray, likely: np.ndarray, own: float) -> int | None:
+    """Another of the cases with this very mask, which it fits better there."""
+    fits = {other: soft_dice(masks[other], likely[other]) for other in alike if other != number}
     better = [other for other, fit in fits.items() if fit > own]
     return max(better, key=lambda other: fits[other]) if better else None
 

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from maskmend import draw
 from maskmend.data.preprocess import IGNORED
 from maskmend.evaluate.statistics import Interval
-from maskmend.overlay import CLASS_COLOURS, displayed, mosaic, region, sections, tile
+from maskmend.overlay import CLASS_COLOURS, displayed, ground_of, mosaic, region, sections, tile
 from maskmend.overlay import Section as Plane
 from maskmend.plain import plain
 from maskmend.pseudonyms import title_of
@@ -295,10 +296,9 @@ def _tiles(plane: Plane, names: Sequence[str], classes: int) -> np.ndarray:
     several = classes > 2
     colours = {k: CLASS_COLOURS[(k - 1) % len(CLASS_COLOURS)] for k in range(1, classes)}
     numbers = {k: k for k in range(1, classes)} if several else {}
-    row = [
-        tile(plane, box, _TILE, mask=name, colours=colours, numbers=numbers, caption=name) for name in names
-    ]
-    row.append(tile(plane, box, _TILE, heat=True, caption="where they differ"))
+    drawn = partial(tile, plane, box, _TILE, ground=ground_of(plane, box, _TILE))
+    row = [drawn(mask=name, colours=colours, numbers=numbers, caption=name) for name in names]
+    row.append(drawn(heat=True, caption="where they differ"))
     rows = -(-len(row) // _ACROSS)
     across = -(-len(row) // rows)  # 8 tiles make 4 + 4, not 5 + 3
     return mosaic([row[i : i + across] for i in range(0, len(row), across)])

@@ -24,9 +24,10 @@ from maskmend.fanout import Mapper, in_turn
 from maskmend.overlay import (
     CLASS_COLOURS,
     Section,
-    displayed,
     empty_tile,
+    ground_of,
     mosaic,
+    pictured,
     region,
     sections,
     tile,
@@ -173,16 +174,17 @@ def _picture(record: CaseRecord, files: CaseFiles, classes: Mapping[str, int], s
             raise ValueError(f"the {name} has shape {array.shape}, the image {image.shape[1:]}")
     place = _place(record) or _middle(heat, *masks.values(), shape=image.shape[1:])
     spacing = record.spacing_mm or geometry.spacing_mm
-    planes = sections(displayed(image), masks, heat, place, spacing, geometry.affine)
+    shown, shades = pictured(image)
+    planes = sections(shown, masks, heat, place, spacing, geometry.affine, shades)
     return mosaic([_row(one, classes, size) for one in planes])
 
 
 def _middle(*maps: np.ndarray | None, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Where most of the first map with anything in it lies, axis by axis."""
     for one in maps:
-        if one is not None and (one > 0).any():
+        if one is not None and (there := one > 0).any():
             axes = range(one.ndim)
-            sums = [(one > 0).sum(axis=tuple(a for a in axes if a != axis)) for axis in axes]
+            sums = [np.count_nonzero(there, axis=tuple(a for a in axes if a != axis)) for axis in axes]
             return tuple(int(total.argmax()) for total in sums)
     return tuple(n // 2 for n in shape)
 
@@ -196,13 +198,14 @@ def _row(section: Section, classes: Mapping[str, int], size: int) -> list[np.nda
         given, suggested = dict.fromkeys(values, GIVEN), dict.fromkeys(values, ESTIMATE)
         numbers = {}
     box = region(section)
-    row = [tile(section, box, size, inset=True, caption=section.name)]
+    drawn = partial(tile, section, box, size, ground=ground_of(section, box, size))
+    row = [drawn(inset=True, caption=section.name)]
     for mask, colours, absent in (("given", given, "no mask"), ("suggested", suggested, "no suggestion")):
         if mask in section.masks:
-            row.append(tile(section, box, size, mask=mask, colours=colours, numbers=numbers))
+            row.append(drawn(mask=mask, colours=colours, numbers=numbers))
         else:
             row.append(empty_tile(size, absent))
     return [
         *row,
-        tile(section, box, size, heat=True) if section.heat is not None else empty_tile(size, "no map"),
+        drawn(heat=True) if section.heat is not None else empty_tile(size, "no map"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -238,8 +239,9 @@ def _resample_axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
     return np.moveaxis(flat.reshape(size, *front.shape[1:]), 0, axis)
 
 
+@lru_cache(maxsize=64)
 def _weights(size: int, new: int) -> Any:
-    """Sparse (new, size) interpolation weights for voxels as cells of one field of view."""
+    """Sparse (new, size) interpolation weights for voxels as cells of one field of view; not to be changed."""
     from scipy.sparse import csr_matrix
 
     step = size / new

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from skimage.draw import polygon as filled_polygon
-from skimage.measure import approximate_polygon, find_contours
 
 from maskmend.noise.base import Annotation, Choice, RegionNoise
 from maskmend.noise.draws import at_least, draw_range, draw_seed
@@ -77,6 +75,9 @@ def _outlines(region: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: flo
 
     An outline too small for the tolerance keeps four corners: someone who clicks has at least a few clicks.
     """
+    # Here, for it loads scipy.signal: .3 s that every audit would wait for.
+    from skimage.measure import approximate_polygon, find_contours
+
     for contour in find_contours(np.pad(region, 1).astype(np.float32), 0.5):  # type: ignore[no-untyped-call]
         points = (contour - 1) * spacing_mm
         few = approximate_polygon(points, tolerance_mm) if tolerance_mm > 0 else points  # type: ignore[no-untyped-call]
@@ -86,6 +87,8 @@ def _outlines(region: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: flo
 
 
 def _filled(vertices: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    from skimage.draw import polygon as filled_polygon
+
     inside = np.zeros(shape, bool)
     inside[filled_polygon(vertices[:, 0], vertices[:, 1], shape)] = True  # type: ignore[no-untyped-call]
     return inside
