@@ -14,6 +14,7 @@ from maskmend.appearance import (
     PLACES,
     RIDGE,
     SCENE,
+    SCENE_VOXELS,
     WAVES,
     Mender,
     OutlineModel,
@@ -138,6 +139,11 @@ def test_a_scene_is_the_quantiles_of_the_looks() -> None:
     expected = np.quantile(fine.reshape(2, -1), SCENE, axis=1)
     assert scene_looks(image).shape == (len(SCENE), 2 * FEATURES)
     np.testing.assert_allclose(scene_looks(image)[:, :2].numpy(), expected, atol=1e-5)
+    for size in ((40, 30), (5, 3), (1, 2), (201, 300)):  # the last is thinned
+        image = torch.randn(1, *size, generator=torch.Generator().manual_seed(1))
+        looks = _looks(image).flatten(1)
+        looks = looks[:, :: max(1, looks.shape[1] // SCENE_VOXELS)]
+        assert torch.equal(scene_looks(image), torch.quantile(looks, torch.tensor(SCENE), dim=1))
 
 
 # A ball of few voxels does not grow back from the core of it, so 3-D shrinks less.

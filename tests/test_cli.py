@@ -57,6 +57,25 @@ def test_the_probe_sees_heavy_imports() -> None:
     assert "numpy" in loaded_after("import maskmend; maskmend.Case")
 
 
+def test_a_command_does_not_look_for_cycles_before_it_ends() -> None:
+    """With torch in memory that takes half a second; what is registered first runs last."""
+    script = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_freeze_count()))\n"
+        "from maskmend.cli import main\n"
+        "main(['--version'])\n"
+        "assert gc.get_freeze_count() == 0"  # not before: what a caller of `main` leaves is his to collect
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(answer.stdout.splitlines()[-1]) > 1000
+
+
+def test_an_audit_does_not_wait_for_what_it_does_not_use() -> None:
+    script = "import sys\nimport maskmend.audit.run\nprint(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"scipy.signal", "scipy.stats", "monai"} & set(answer.stdout.split())
+
+
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     top = capsys.readouterr().out

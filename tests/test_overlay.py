@@ -9,8 +9,21 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
-from maskmend.overlay import GROUND, Section, displayed, mosaic, region, sections, tile, to_jpeg
+from maskmend.overlay import (
+    GROUND,
+    Section,
+    _draw_outlines,
+    displayed,
+    ground_of,
+    mosaic,
+    pictured,
+    region,
+    sections,
+    tile,
+    to_jpeg,
+)
 
 ORIENTATIONS = [
     "".join(pair[flip] for pair, flip in zip(order, flips, strict=True))
@@ -87,6 +100,54 @@ def test_outlines_lie_just_inside_the_mask_and_heat_on_the_doubt():
     warm = tile(section, (0, 50, 0, 50), 100, heat=True)
     assert warm[2, 2].tolist() != [128] * 3
     assert (warm[50:, 50:] == 128).all()
+
+
+@pytest.mark.parametrize("place", [(20, 30), (0, 0), (70, 80), (0, 80)])
+def test_outlines_are_those_of_the_whole_picture(place):
+    """Against scipy on the whole tile, also where a class leaves the picture."""
+    mask = np.zeros((90, 100), int)
+    ball = np.add.outer(np.linspace(-1, 1, 25) ** 2, np.linspace(-1, 1, 25) ** 2) < 1
+    corner = tuple(slice(a, min(a + 25, n)) for a, n in zip(place, mask.shape, strict=True))
+    part = ball[tuple(slice(0, one.stop - one.start) for one in corner)]
+    mask[corner][part] = 1
+    mask[corner][part & (np.arange(part.shape[1]) > 12)] = 2
+    picture = np.random.default_rng(0).uniform(0, 255, (*mask.shape, 3)).astype(np.float32)
+    expected, rim = picture.copy(), np.zeros(mask.shape, bool)
+    lines = {
+        k: (mask == k) & ~ndimage.binary_erosion(mask == k, iterations=2, border_value=1) for k in (1, 2)
+    }
+    rim = ndimage.binary_dilation(lines[1] | lines[2], np.ones((3, 3))) & ~(lines[1] | lines[2])
+    expected[rim] *= 0.45
+    expected[lines[1]], expected[lines[2]] = (255, 0, 0), (0, 255, 0)
+    _draw_outlines(picture, mask, {1: "#FF0000", 2: "#00FF00"}, 150)
+    np.testing.assert_array_equal(picture, expected)
+
+
+def test_planes_are_shown_as_the_whole_volume_would_be():
+    rng = np.random.default_rng(0)
+    for channels in (1, 3):
+        image = rng.normal(100, 30, (channels, 6, 7, 8)).astype(np.float32)
+        image[0, 1, 2, 3] = np.nan
+        shown, shades = pictured(image)
+        planes = sections(shown, {}, None, (1, 2, 3), (3.0, 1.0, 1.0), shades=shades)
+        whole = sections(displayed(image), {}, None, (1, 2, 3), (3.0, 1.0, 1.0))
+        for plane, expected in zip(planes, whole, strict=True):
+            assert plane.image.dtype == np.uint8
+            np.testing.assert_array_equal(plane.image, expected.image)
+
+
+def test_tiles_that_share_their_ground_are_as_by_themselves():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((40, 60), int)
+    mask[10:30, 20:40] = 1
+    image = rng.integers(0, 255, (40, 60, 3)).astype(np.uint8)
+    section, box = Section(image, 1.3, {"given": mask}, 0.5 * mask), (5, 35, 10, 50)
+    ground = ground_of(section, box, 80)
+    before = ground.copy()
+    for how in ({"mask": "given"}, {"heat": True}, {"inset": True, "caption": "axial"}):
+        shared = tile(section, box, 80, ground=ground, **how)
+        np.testing.assert_array_equal(shared, tile(section, box, 80, **how))
+    np.testing.assert_array_equal(ground, before)
 
 
 def test_an_image_that_is_not_square_keeps_its_shape():

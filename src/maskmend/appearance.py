@@ -74,8 +74,21 @@ def scene_looks(image: Tensor) -> Tensor:
         image: (C, *S), normalised.
     """
     flat = _looks(image).flatten(1)
-    flat = flat[:, :: max(1, flat.shape[1] // SCENE_VOXELS)]
-    return torch.quantile(flat, torch.tensor(SCENE, dtype=flat.dtype, device=flat.device), dim=1)
+    return _quantiles(flat[:, :: max(1, flat.shape[1] // SCENE_VOXELS)])
+
+
+def _quantiles(flat: Tensor) -> Tensor:
+    """The quantiles SCENE of each row of (F, N), (len(SCENE), F).
+
+    As `torch.quantile` to the last bit; NumPy sorts four to five times as fast on a CPU.
+    """
+    levels = torch.tensor(SCENE, dtype=flat.dtype, device=flat.device)
+    if flat.device.type != "cpu":
+        return torch.quantile(flat, levels, dim=1)
+    ordered = torch.from_numpy(np.sort(flat.numpy(), axis=1))
+    rank = levels * (flat.shape[1] - 1)
+    below = rank.long()
+    return ordered[:, below].lerp(ordered[:, rank.ceil().long()], rank - below).T
 
 
 class OutlineModel:
