@@ -1,0 +1,50 @@
+"""Masks of other cases, found among more cases than are compared at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from maskmend.audit.mixups import BLOCK, FITS, Trace, elsewhere, soft_dice
+
+CELLS = 60
+
+
+def _traces(count: int, seed: int = 0) -> list[Trace]:
+    """Each case with its own cells drawn, and seen by the model where they are drawn."""
+    rng = np.random.default_rng(seed)
+    drawn = [np.isin(np.arange(CELLS), rng.choice(CELLS, 12, replace=False)) for _ in range(count)]
+    return [
+        Trace(f"c{i:04d}", "sound", one.astype(np.float16), (0.9 * one).astype(np.float16), f"d{i}")
+        for i, one in enumerate(drawn)
+    ]
+
+
+def test_exchanged_masks_are_found_whichever_cases_are_compared_together() -> None:
+    traces = _traces(BLOCK + 40)
+    first, second = traces[7], traces[BLOCK + 30]
+    traces[7] = Trace(first.case, "mixed", second.mask, first.likely, second.digest + "x")
+    traces[BLOCK + 30] = Trace(second.case, "mixed", first.mask, second.likely, first.digest + "x")
+    found = elsewhere(traces)
+    assert {case: other for case, (other, _) in found.items()} == {
+        first.case: second.case,
+        second.case: first.case,
+    }
+    for one, true in ((7, first), (BLOCK + 30, second)):
+        own, best = (
+            soft_dice(mask.astype(float), true.likely.astype(float)) for mask in (traces[one].mask, true.mask)
+        )
+        assert best > FITS
+        assert abs(found[true.case][1] - (best - own) / (1 - own)) < 1e-4
+
+
+def test_a_mask_that_two_share_is_wrong_where_it_fits_worse() -> None:
+    traces = _traces(BLOCK + 40)
+    true, other = traces[BLOCK + 3], traces[4]
+    traces[4] = Trace(other.case, "sound", true.mask, other.likely, true.digest)
+    assert elsewhere(traces) == {other.case: (true.case, 0.95)}
+    blank = [Trace(one.case, one.kind, one.mask, one.likely, "") for one in traces]
+    assert elsewhere(blank) == {}, "masks too small to be equal by more than chance, of a simple kind"
+
+
+def test_of_one_case_nothing_is_said() -> None:
+    assert elsewhere(_traces(1)) == {}
