@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import maskmend
+from maskmend.appearance import Mender
+from maskmend.audit.mending import Outlined
+from maskmend.audit.outlines import ImageWitness
 from maskmend.cli import main
 from maskmend.data.images import read_label, write_label
 from maskmend.data.phantom import make_phantom
@@ -163,3 +167,34 @@ def test_moving_by_mm_on_an_uneven_grid(ndim: int) -> None:
     moved = moved_labels(small, signed_distance(small > 0, spacing), -2.0, spacing)
     assert _dice(moved, large) > 0.96
     assert _dice(small, large) < 0.85
+
+
+def test_no_round_cell_is_called_mirrored(real_data: Path) -> None:
+    """Cells whose outlines hardly any image explains: what is nearly its own mirror image gains by chance."""
+    assert not [
+        one for one in maskmend.screen(real_data / "bubil_cells_crowd_vs_expert").cases if one.mirrored
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "better", "mirrored"),
+    [(18, 0.92, False), (18, 0.89, True), (12, 0.92, True), (12, 0.99, True), (12, 1.05, False)],
+)
+def test_a_nearly_symmetric_mask_must_be_explained_as_well_as_others(
+    column: int, better: float, mirrored: bool
+) -> None:
+    """A disc off the middle (19.5) by 1.5 or 7.5 pixels; believed outlines leave .88 unexplained."""
+
+    class Told(Outlined):
+        @property
+        def unexplained(self) -> float:
+            return better if np.nonzero(self.label)[1].mean() > 19.5 else 1.1
+
+    label = (np.hypot(*np.ogrid[-19.5:20.5, -column : 40 - column]) < 9).astype(np.uint8)
+    mender = Mender(torch.zeros(2, 4), torch.zeros(5, 4), torch.tensor([1.0, 0.88]))
+    witness = ImageWitness(mender=mender, numbers={"c": 0})
+    found = Told(np.zeros((1, 40, 40)), label, None, (1.0, 1.0), witness, "c").mirrored()
+    assert (found is not None) == mirrored
+    if found is not None:
+        np.testing.assert_array_equal(found[0], label[:, ::-1])
+        assert found[1] == pytest.approx((1.1 - better) / (1.1 - 0.88))

@@ -16,6 +16,9 @@ from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, read_case, write_label
 from maskmend.errors import UsageError
 
+SYMMETRIC = 0.7  # share that a mask has in common with its mirror image, above which it is nearly symmetric
+AS_WELL = 0.2  # of what believed outlines are explained by, that a symmetric one may lack; see docs/audit.md
+
 
 def free_folder(folder: Path) -> Path:
     """The folder, if masks can go there without replacing anything.
@@ -122,8 +125,9 @@ class Outlined:
     def mirrored(self) -> tuple[np.ndarray, float] | None:
         """The label mirrored along an axis, if the images explain it clearly better so (*S), and how sure, in [0, 1].
 
-        As sure as the mirrored outline explains what the given one leaves unexplained, beyond what is usual. Where a
-        part of the label is not known it cannot be mirrored.
+        As sure as the mirrored outline explains what the given one leaves unexplained, beyond what is usual. A mask
+        that nearly is its own mirror image gains by chance too, so the other must be explained about as well as
+        believed ones are. Where a part of the label is not known it cannot be mirrored.
         """
         assert self.witness.mender is not None
         if self.valid is not None and not self.valid.all():
@@ -134,4 +138,8 @@ class Outlined:
         if not self.witness.mender.prefers(found[best], given):
             return None
         usual = float(self.witness.mender.plausible[1])
+        both = np.count_nonzero((others[best].label > 0) & (self.label > 0))
+        symmetric = both > SYMMETRIC * np.count_nonzero(self.label)
+        if symmetric and found[best] > usual + AS_WELL * (1 - usual):
+            return None
         return others[best].label, float(np.clip((given - found[best]) / max(given - usual, 1e-6), 0, 1))
