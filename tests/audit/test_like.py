@@ -164,6 +164,7 @@ def test_what_was_learnt_is_read_as_it_was_written(
     before = Learnt(
         "folds",
         None,
+        "f00d",
         False,
         True,
         labels,
@@ -413,3 +414,7 @@ def test_folds_and_runs_judge_new_masks(tmp_path: Path, monkeypatch: pytest.Monk
         audit(more, tmp_path / "lost", QUICK, like=tmp_path / "other")
     thrice = audit(more, tmp_path / "thrice", QUICK, like=tmp_path / "other", run=tmp_path / "moved")
     assert thrice["records"] == other["records"]
+    seeded = QUICK.train.model_copy(update={"seed": 1})
+    again = train(data, tmp_path / "trained", QUICK.model_copy(update={"train": seeded})).folder
+    with pytest.raises(UsageError, match="another model than"):
+        audit(more, tmp_path / "misled", QUICK, like=tmp_path / "other", run=again)

@@ -44,7 +44,7 @@ class Story(BaseModel):
     Args:
         format: of the file.
         source: whose probabilities these were: "folds", "run" or "files".
-        place: of the run; None for others.
+        place: of the run; None for others. model: `Run.digest` of it, "" for others.
         in_sample: the run had learnt these masks.
         hidden: cases go by pseudonyms (`--phi-safe`).
         labels: class name to file value, background first.
@@ -61,6 +61,7 @@ class Story(BaseModel):
     format: str
     source: Literal["folds", "run", "files"]
     place: str | None
+    model: str = ""
     in_sample: bool
     hidden: bool
     labels: Annotated[dict[str, int], Field(min_length=2)]
@@ -82,7 +83,7 @@ class Learnt:
     """An audit's models and measures.
 
     Args:
-        source, place, in_sample, hidden, labels, ndim, folds, volumes_mm3: see `Story`.
+        source, place, model, in_sample, hidden, labels, ndim, folds, volumes_mm3: see `Story`.
         auditor: fitted; it remembers no cases.
         check: the exam that it sat.
         outlines: of all cases, as the images show them.
@@ -91,6 +92,7 @@ class Learnt:
 
     source: str
     place: Path | None
+    model: str
     in_sample: bool
     hidden: bool
     labels: Mapping[str, int]
@@ -136,8 +138,8 @@ class Learnt:
         ids = list(self.outlines.looks)
         story = {
             "format": FORMAT, "source": self.source, "place": str(self.place) if self.place else None,
-            "in_sample": self.in_sample, "hidden": self.hidden, "labels": dict(self.labels), "ndim": self.ndim,
-            "folds": dict(self.folds), "kinds": judge.kinds, "rate": judge.rate,
+            "model": self.model, "in_sample": self.in_sample, "hidden": self.hidden, "labels": dict(self.labels),
+            "ndim": self.ndim, "folds": dict(self.folds), "kinds": judge.kinds, "rate": judge.rate,
             "usual_overlap": auditor.usual_overlap, "answers": [asdict(one) for one in self.check.answers],
             "exam_rate": self.check.rate, "outlines": ids, "expected": self.expected, "scale": self.scale,
             "volumes_mm3": {case: dict(one) for case, one in self.volumes_mm3.items()},
@@ -198,6 +200,7 @@ class Learnt:
         return cls(
             source=story.source,
             place=Path(story.place) if story.place else None,
+            model=story.model,
             in_sample=story.in_sample,
             hidden=story.hidden,
             labels=story.labels,

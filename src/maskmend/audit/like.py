@@ -62,13 +62,18 @@ def runs_for(like: Like, cases: Sequence[Case], run: Path | None) -> dict[Path, 
     """The run folders that judge, each with its cases: of folds one that has not seen the case.
 
     Raises:
-        UsageError: the run, or that of a fold, is not there any more.
+        UsageError: the run, or that of a fold, is not there any more, or is another now.
     """
     if like.learnt.source == "run":
+        from maskmend.train.run_folder import Run
+
         place = run or like.learnt.place
         assert place is not None
         if not place.is_dir():
             raise UsageError(f"its run is not at {place} any more", like.folder, "say where it is: --run DIR")
+        if like.learnt.model and Run.open(place).digest() != like.learnt.model:
+            fact = f"holds another model than {like.folder} was made with, which was measured with that one"
+            raise UsageError(fact, place, "give the run as it was then, or audit anew with this one")
         return {place: list(cases)}
     found: dict[Path, list[Case]] = {}
     for case in cases:

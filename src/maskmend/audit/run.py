@@ -169,11 +169,17 @@ def _learnt(
     if job.source == "folds":
         parts = folds(job.cases, job.config.audit.folds, job.config.train.seed)
         unseen = [held_out for _, held_out in parts]
-    place = job.place.resolve() if job.source == "run" and job.place else None
+    place, model = None, ""
+    if job.source == "run":
+        from maskmend.train.run_folder import Run
+
+        assert job.place is not None
+        place, model = job.place.resolve(), Run.open(job.place).digest()
     hidden = pseudonyms.active() is not None
     return Learnt(
-        job.source, place, in_sample, hidden, dict(job.dataset.labels), len(job.largest), fold_numbers(unseen), auditor,
-        check, outlines, witness.expected, witness.scale if witness.odds else None, volumes,
+        job.source, place, model, in_sample, hidden, dict(job.dataset.labels), len(job.largest),
+        fold_numbers(unseen), auditor, check, outlines, witness.expected,
+        witness.scale if witness.odds else None, volumes,
     )  # fmt: skip
 
 

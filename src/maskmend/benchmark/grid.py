@@ -13,6 +13,7 @@ from typing import Any
 from maskmend import pseudonyms
 from maskmend.benchmark.settings import Benchmark, Data, extra_needs, merged, overrides_of
 from maskmend.config_text import put
+from maskmend.data.digests import fed
 from maskmend.errors import UsageError, unknown
 
 FORMAT = 1  # raise it when equal recipes no longer mean equal runs
@@ -155,16 +156,8 @@ def fingerprint(folder: str) -> str:
         digest.update(json.dumps([case.id, case.split, case.group, sorted(case.raters)]).encode())
         for path in (*case.images, case.label, case.ignore, *raters):
             for file in _files(path):
-                digest.update(_sha256(file))
+                digest.update(fed(hashlib.sha256(), file).digest())
     return digest.hexdigest()
-
-
-def _sha256(file: Path) -> bytes:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.digest()
 
 
 def _files(path: Path | None) -> list[Path]:

@@ -17,11 +17,12 @@ import numpy as np
 from maskmend.data import owner
 from maskmend.data.atomic import explained
 from maskmend.data.case import Case
+from maskmend.data.digests import fed
 from maskmend.data.images import read_image, read_label
 from maskmend.data.plan import Plan
 from maskmend.data.preprocess import Inverse, Prepared, label_and_valid, prepare
 from maskmend.data.raters import Raters, fused
-from maskmend.errors import DataError, ResourceError
+from maskmend.errors import ResourceError
 
 FORMAT = 1  # raise it when prepared arrays change for the same plan; old entries are then simply not found
 IN_RAM_BYTES = (
@@ -203,14 +204,7 @@ def _files(path: Path | None) -> list[Path]:
 
 
 def _file_digest(path: Path) -> bytes:
-    digest = hashlib.blake2b(digest_size=20)
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", path) from error
-    return digest.digest()
+    return fed(hashlib.blake2b(digest_size=20), path).digest()
 
 
 def _digest(*parts: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from maskmend import methods, networks
 from maskmend.config import Config, load
+from maskmend.data.digests import fed
 from maskmend.data.fingerprint import Fingerprint
 from maskmend.data.plan import Plan
 from maskmend.data.sidefile import load_json
@@ -74,6 +76,10 @@ class Run:
     def fingerprint(self) -> Fingerprint:
         """What the training data looked like."""
         return stored(Fingerprint, self.folder / FINGERPRINT)
+
+    def digest(self) -> str:
+        """Of the trained model's file: another training, or more of it, has another."""
+        return fed(hashlib.sha256(), self.folder / MODEL).hexdigest()
 
     def method(self) -> Method:
         """The trained method, in evaluation mode on the CPU. Only safetensors are read, never a pickle.
