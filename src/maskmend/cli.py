@@ -465,9 +465,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; those of the process when None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    atexit.register(
-        gc.freeze
-    )  # else Python looks through all of torch for cycles before it ends: half a second
+    # Else Python looks through all of torch for cycles before it ends, which takes half a second.
+    atexit.register(gc.freeze)
     return ended(lambda: _run(words))
 
 
