@@ -174,8 +174,9 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     array = array[None] if array.ndim == geometry.ndim else array
     if array.shape[1:] != geometry.shape:
         raise ValueError(f"expected (C, *{geometry.shape}), got {array.shape}")
-    whole = array.dtype.kind in "biu"
-    whole = whole or bool(suffix_of(path) in (".png", ".bmp") and (array == np.rint(array)).all())
+    whole = array.dtype.kind in "biu" or (
+        suffix_of(path) in (".png", ".bmp") and bool((array == np.rint(array)).all())
+    )
     _write(path, array.astype(_smallest(array, path) if whole else np.float32), geometry)
 
 

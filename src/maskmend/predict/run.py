@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from maskmend.data.case import Case, Geometry
+from maskmend.data.digests import fed
 from maskmend.data.fingerprint import Fingerprint
 from maskmend.data.images import read_image
 from maskmend.data.plan import Plan
@@ -260,11 +261,7 @@ def _maker(run: Model, settings: PredictConfig) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     if not path.exists():
         raise UsageError("the run has no model yet", path, "train it to the end, or resume it")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return fed(hashlib.sha256(), path).hexdigest()
 
 
 def _mirror_axes(plan: Plan) -> tuple[int, ...]:
