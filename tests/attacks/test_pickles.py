@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskmend.audit.look import read_mask
+from maskmend.audit.looks import read_mask
 from maskmend.audit.sources import ProbsFolder
 from maskmend.cli import main
 from maskmend.data.dataset import find_cases

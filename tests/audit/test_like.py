@@ -165,6 +165,7 @@ def test_what_was_learnt_is_read_as_it_was_written(
         "folds",
         None,
         "f00d",
+        True,
         False,
         True,
         labels,
@@ -182,6 +183,8 @@ def test_what_was_learnt_is_read_as_it_was_written(
     for key in (
         "source",
         "place",
+        "model",
+        "turned",
         "in_sample",
         "labels",
         "ndim",
@@ -338,6 +341,29 @@ def test_classes_that_a_few_masks_do_not_show_are_named_as_before(
     assert record["kind"] == "missing object"
 
 
+def test_probabilities_lie_as_before(
+    source: Path, first: dict[str, Any], learnt: Path, tmp_path: Path
+) -> None:
+    """One mask that lies across the diagonal must not turn its square probabilities round to fit it."""
+    assert Learnt.read(learnt / LEARNT).turned is False
+    rows, columns = np.mgrid[:48, :48]
+    far = np.hypot(rows - 14, columns - 33) - 9
+    likely = 1 / (1 + np.exp(2 * far))
+    grey = np.clip(60 + 120 * (far < 0) + np.random.default_rng(0).normal(0, 6, far.shape), 0, 255)
+    found = {}
+    for name, mask in (("right", far < 0), ("turned", (far < 0).T)):
+        data = tmp_path / name
+        for folder in ("images", "labels", "probs"):
+            (data / folder).mkdir(parents=True)
+        Image.fromarray(grey.astype(np.uint8)).save(data / "images" / "a.png")
+        Image.fromarray(mask.astype(np.uint8)).save(data / "labels" / "a.png")
+        np.savez(data / "probs" / "a.npz", probabilities=np.stack([1 - likely, likely]))
+        (record,) = audit(data, tmp_path / f"{name}-out", probs=data / "probs", like=learnt)["records"]
+        found[name] = record["quality"]
+    assert found["right"] > 0.95
+    assert found["turned"] < 0.7
+
+
 # ---- models --------------------------------------------------------------------------------------------
 
 
@@ -360,7 +386,7 @@ def test_a_case_is_judged_by_the_fold_that_has_not_seen_it_or_its_patient(learnt
 def test_a_run_has_learnt_the_masks_it_was_trained_on_as_they_were() -> None:
     """Not those redrawn since, nor others of the same name; and of a trusted one it excuses nothing."""
     values = np.array([[0, 0, 2], [0, 2, 2]])
-    told: list[Any] = [None] * 7
+    told: list[Any] = [None] * 6
     work = verb.CaseWork(*told, {"a": {0: 3, 2: 3}})
     assert work._seen(Case("a", ()), values)
     assert not work._seen(Case("a", (), trusted=True), values)

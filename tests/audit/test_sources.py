@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from maskmend.audit import sources
+from maskmend.audit.looks import read_mask
 from maskmend.audit.sources import ProbsFolder
 from maskmend.data.case import Case, Dataset
 from maskmend.errors import DataError
@@ -68,3 +70,90 @@ def test_one_bad_voxel_is_refused(
     spoil(probs, at)
     with pytest.raises(DataError, match=text):
         read(tmp_path, probs.astype(dtype))
+
+
+# ---- how arrays lie ------------------------------------------------------------------------------------
+
+
+def masks_and_probs(
+    folder: Path, *, turned: bool, wrong: int, shape: tuple[int, ...], count: int = 12
+) -> Dataset:
+    """Cases with something in a corner; the masks of the first ones are in the opposite corner across the diagonal."""
+    (folder / "labels").mkdir(parents=True)
+    (folder / "probs").mkdir()
+    cases = []
+    for number in range(count):
+        truth = np.zeros(shape, np.uint8)
+        truth[(slice(2, 6), *(slice(9, 13),) * (len(shape) - 1))] = 1
+        likely = 0.05 + 0.9 * truth.astype(np.float32)
+        probs = np.stack([1 - likely, likely])
+        mask = truth.T if number < wrong else truth
+        path = folder / "labels" / f"{number:02d}.nii.gz"
+        nib.save(nib.Nifti1Image(mask.T.copy(), np.eye(4)), path)
+        array = probs.transpose(0, *range(len(shape), 0, -1)) if turned else probs
+        np.save(folder / "probs" / f"{number:02d}.npy", array)
+        cases.append(Case(f"{number:02d}", (), path))
+    return Dataset(folder, "folders", tuple(cases), labels={"background": 0, "one": 1})
+
+
+def agreeing(probs: ProbsFolder, dataset: Dataset) -> list[bool]:
+    """Whether the probabilities of each case lie as the true mask does, whatever the given one."""
+    found = []
+    for case in dataset.cases:
+        given = probs(case, read_mask(case, dataset)[2])[1]
+        corner = (slice(2, 6), *(slice(9, 13),) * (given.ndim - 1))
+        found.append(bool((given[corner] > 0.9).all()))
+    return found
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (16, 14, 16)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("wrong", [0, 3, 5])
+def test_all_arrays_lie_as_most_do(tmp_path: Path, turned: bool, wrong: int, shape: tuple[int, ...]) -> None:
+    """A wrong mask may agree better with what is turned: that must not excuse it."""
+    dataset = masks_and_probs(tmp_path, turned=turned, wrong=wrong, shape=shape)
+    probs = ProbsFolder(tmp_path, dataset)
+    assert agreeing(probs, dataset) == [number >= wrong for number in range(12)]  # each by its own mask
+    probs.check(dataset.cases)
+    assert probs.turned is turned
+    assert all(agreeing(probs, dataset))
+
+
+def test_wrong_masks_that_come_in_a_row_do_not_decide(tmp_path: Path) -> None:
+    dataset = masks_and_probs(tmp_path, turned=False, wrong=15, shape=(16, 16, 16), count=60)
+    probs = ProbsFolder(tmp_path, dataset)
+    probs.check(dataset.cases)
+    assert probs.turned is False
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_the_setting_or_an_earlier_audit_says_counts(tmp_path: Path, turned: bool) -> None:
+    dataset = masks_and_probs(tmp_path, turned=turned, wrong=12, shape=(16, 16, 16))
+    for probs in (
+        ProbsFolder(tmp_path, dataset, "xyz" if turned else "zyx"),
+        ProbsFolder(tmp_path, dataset, turned=turned),
+    ):
+        probs.check(dataset.cases)
+        assert all(agreeing(probs, dataset))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_shape_that_fits_one_way_tells_of_all(tmp_path: Path, turned: bool) -> None:
+    dataset = masks_and_probs(tmp_path, turned=turned, wrong=12, shape=(16, 16, 16))
+    mask, likely = np.zeros((3, 4, 5), np.uint8), np.full((2, 3, 4, 5), 0.5, np.float32)
+    nib.save(nib.Nifti1Image(mask.T.copy(), np.eye(4)), tmp_path / "labels" / "00.nii.gz")
+    np.save(tmp_path / "probs" / "00.npy", likely.transpose(0, 3, 2, 1) if turned else likely)
+    probs = ProbsFolder(tmp_path, dataset)
+    probs.check(dataset.cases)
+    assert probs.turned is turned
+
+
+def test_few_cases_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = masks_and_probs(tmp_path, turned=False, wrong=0, shape=(16, 16, 16))
+    probs, asked = ProbsFolder(tmp_path, dataset), list[str]()
+    read = ProbsFolder._read
+    monkeypatch.setattr(
+        ProbsFolder, "_read", lambda self, case, label: asked.append(case.id) or read(self, case, label)
+    )
+    probs.check(dataset.cases * 50)
+    assert len(asked) == 9  # each says nine tenths of a mask

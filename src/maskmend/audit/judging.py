@@ -12,12 +12,11 @@ import numpy as np
 from maskmend.audit import kinds
 from maskmend.audit.estimate import Auditor, Opinion, mean_dice, priority
 from maskmend.audit.hearing import Heard, hear
-from maskmend.audit.look import open_case
+from maskmend.audit.looks import LooksOf
 from maskmend.audit.mixups import Trace, flipped
 from maskmend.audit.outlines import ImageWitness
 from maskmend.audit.record import CaseRecord, ClassRecord, Kind
 from maskmend.audit.selfcheck import SelfCheck
-from maskmend.audit.sources import Probs
 from maskmend.audit.structure import structure_findings
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, read_case, suffix_of, write_image, write_label
@@ -55,8 +54,7 @@ class CaseWork:
     """Judges a case and writes its files; travels to other processes.
 
     Args:
-        dataset: names classes and values.
-        probs: gives (K, *S) for a case and its mask.
+        looks: opens cases.
         auditor, check, witness: what was learnt from all cases.
         out: the audit folder.
         max_voxels: larger images are refused, as `data.max_voxels`.
@@ -64,8 +62,7 @@ class CaseWork:
             it is not minded.
     """
 
-    dataset: Dataset
-    probs: Probs
+    looks: LooksOf
     auditor: Auditor
     check: SelfCheck
     witness: ImageWitness
@@ -75,12 +72,13 @@ class CaseWork:
 
     def __call__(self, case: Case) -> Done:
         """All that is to be said of a case by itself."""
-        look, values, geometry = open_case(case, self.dataset, self.probs)
-        image = read_case(case, self.dataset, max_voxels=self.max_voxels)[0]
+        dataset = self.looks.dataset
+        look, values, geometry = self.looks.with_mask(case)
+        image = read_case(case, dataset, max_voxels=self.max_voxels)[0]
         heard = hear(self.auditor.judge(look), image, self.witness)
         usual = usual_offsets(self.auditor.population.usual.offsets)
-        judged = judge_case(case, heard, values, geometry, self.dataset, self.check, self.out, usual)
-        classes, voxel = dict(self.dataset.labels), float(np.prod(look.spacing_mm))
+        judged = judge_case(case, heard, values, geometry, dataset, self.check, self.out, usual)
+        classes, voxel = dict(dataset.labels), float(np.prod(look.spacing_mm))
         found = structure_findings(values, look.spacing_mm, classes, image)
         record = replace(judged.record, structure=tuple(found), in_sample=self._seen(case, values))
         return Done(

@@ -45,6 +45,7 @@ class Story(BaseModel):
         format: of the file.
         source: whose probabilities these were: "folds", "run" or "files".
         place: of the run; None for others. model: `Run.digest` of it, "" for others.
+        turned: arrays of files lie xyz where both ways fit, see `ProbsFolder`; None: not known.
         in_sample: the run had learnt these masks.
         hidden: cases go by pseudonyms (`--phi-safe`).
         labels: class name to file value, background first.
@@ -62,6 +63,7 @@ class Story(BaseModel):
     source: Literal["folds", "run", "files"]
     place: str | None
     model: str = ""
+    turned: bool | None = None
     in_sample: bool
     hidden: bool
     labels: Annotated[dict[str, int], Field(min_length=2)]
@@ -83,7 +85,7 @@ class Learnt:
     """An audit's models and measures.
 
     Args:
-        source, place, model, in_sample, hidden, labels, ndim, folds, volumes_mm3: see `Story`.
+        source, place, model, turned, in_sample, hidden, labels, ndim, folds, volumes_mm3: see `Story`.
         auditor: fitted; it remembers no cases.
         check: the exam that it sat.
         outlines: of all cases, as the images show them.
@@ -93,6 +95,7 @@ class Learnt:
     source: str
     place: Path | None
     model: str
+    turned: bool | None
     in_sample: bool
     hidden: bool
     labels: Mapping[str, int]
@@ -138,10 +141,11 @@ class Learnt:
         ids = list(self.outlines.looks)
         story = {
             "format": FORMAT, "source": self.source, "place": str(self.place) if self.place else None,
-            "model": self.model, "in_sample": self.in_sample, "hidden": self.hidden, "labels": dict(self.labels),
-            "ndim": self.ndim, "folds": dict(self.folds), "kinds": judge.kinds, "rate": judge.rate,
-            "usual_overlap": auditor.usual_overlap, "answers": [asdict(one) for one in self.check.answers],
-            "exam_rate": self.check.rate, "outlines": ids, "expected": self.expected, "scale": self.scale,
+            "model": self.model, "turned": self.turned, "in_sample": self.in_sample, "hidden": self.hidden,
+            "labels": dict(self.labels), "ndim": self.ndim, "folds": dict(self.folds), "kinds": judge.kinds,
+            "rate": judge.rate, "usual_overlap": auditor.usual_overlap,
+            "answers": [asdict(one) for one in self.check.answers], "exam_rate": self.check.rate,
+            "outlines": ids, "expected": self.expected, "scale": self.scale,
             "volumes_mm3": {case: dict(one) for case, one in self.volumes_mm3.items()},
         }  # fmt: skip
         width = inputs_count(len(self.labels), self.ndim)
@@ -201,6 +205,7 @@ class Learnt:
             source=story.source,
             place=Path(story.place) if story.place else None,
             model=story.model,
+            turned=story.turned,
             in_sample=story.in_sample,
             hidden=story.hidden,
             labels=story.labels,

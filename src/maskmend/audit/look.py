@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -13,9 +13,6 @@ import numpy as np
 from scipy import ndimage
 
 from maskmend.boxes import bounding_box
-from maskmend.data.case import Case, Dataset, Geometry
-from maskmend.data.images import read_label
-from maskmend.errors import DataError
 
 LEAST = 1e-3
 """Smallest probability that is believed: half precision and networks alike say little below it."""
@@ -194,84 +191,11 @@ def look_at(
         active &= valid
     box = bounding_box(active, MARGIN)
     inside = (slice(None), *box)
-    part, drawn = np.array(probs[inside], np.float32), label[box].astype(np.uint8)
+    # In one order however they lie: sums of the same numbers come out the same.
+    part, drawn = np.array(probs[inside], np.float32, order="C"), label[box].astype(np.uint8, order="C")
     known = None if valid is None or valid[box].all() else valid[box]
     if known is not None:  # what nobody knows agrees with everything
         drawn = np.where(known, drawn, 0).astype(np.uint8)
         part[0, ~known], part[1:, ~known] = 1, 0
     np.clip(part, LEAST, 1, out=part)
     return Look(case, part, drawn, known, tuple(map(float, spacing_mm)), box, label.shape)
-
-
-def open_case(
-    case: Case, dataset: Dataset, probs: Callable[[Case, np.ndarray], np.ndarray]
-) -> tuple[Look, np.ndarray, Geometry]:
-    """Read a case's mask and probabilities.
-
-    Args:
-        case: with a label.
-        dataset: names the classes, the ignore value and the spacing.
-        probs: gives (K, *S) for the case and its mask (*S) of class indices.
-
-    Returns:
-        The look, the mask as file values (*S), and the mask's geometry.
-
-    Raises:
-        DataError: shapes that do not belong together, or a value that is no class.
-    """
-    values, geometry, label, valid = read_mask(case, dataset)
-    found = probs(case, label)
-    wanted = (len(dataset.labels), *values.shape)
-    if found.shape != wanted:
-        fact = (
-            f"probabilities of shape {found.shape} where {wanted} (classes, then the mask's axes) are needed"
-        )
-        raise DataError(fact, case.id, "give probabilities on the grid of the image")
-    return look_at(case.id, found, label, dataset.spacing_mm or geometry.spacing_mm, valid), values, geometry
-
-
-@dataclass(frozen=True)
-class LooksOf:
-    """Opens the looks of cases by their ids; travels to other processes.
-
-    Args:
-        cases: by id.
-        dataset: names the classes, the ignore value and the spacing.
-        probs: gives (K, *S) for a case and its mask (*S) of class indices.
-    """
-
-    cases: Mapping[str, Case]
-    dataset: Dataset
-    probs: Callable[[Case, np.ndarray], np.ndarray]
-
-    def __call__(self, ids: Sequence[str]) -> Iterator[Look]:
-        """In this order, one at a time."""
-        return (open_case(self.cases[case], self.dataset, self.probs)[0] for case in ids)
-
-
-def read_mask(case: Case, dataset: Dataset) -> tuple[np.ndarray, Geometry, np.ndarray, np.ndarray | None]:
-    """A case's mask: file values (*S), geometry, class indices (*S), and where they are known (None: everywhere)."""
-    assert case.label is not None
-    values, geometry = read_label(case.label, spacing_mm=dataset.spacing_mm)
-    label, valid = class_indices(values, dataset, case.id)
-    if case.ignore is not None:
-        here = read_label(case.ignore)[0] == 0
-        valid = here if valid is None else valid & here
-    return values, geometry, label, valid
-
-
-def class_indices(values: np.ndarray, dataset: Dataset, where: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """File values (*S) as class indices (*S) uint8, and where they are known (None: everywhere)."""
-    label, known = np.zeros(values.shape, np.uint8), np.zeros(values.shape, bool)
-    for index, value in enumerate(dataset.labels.values()):
-        here = values == value
-        label[here] = index
-        known |= here
-    if known.all():
-        return label, None
-    strange = np.unique(values[~known])
-    strange = strange[strange != dataset.ignore] if dataset.ignore is not None else strange
-    if len(strange):
-        fact = f"the mask holds the value(s) {', '.join(map(str, strange[:5]))}, which are no class"
-        raise DataError(fact, where, f"the classes are {dict(dataset.labels)}; name others in data.labels")
-    return label, known

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from maskmend.appearance import extended, moved_labels, signed_distance
-from maskmend.audit.look import read_mask
+from maskmend.audit.looks import read_mask
 from maskmend.audit.outlines import ImageWitness, Scaled, scaled
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, read_case, write_label

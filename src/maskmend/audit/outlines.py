@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from maskmend.appearance import FEATURES, PLACES, SCENE, Mender, OutlineModel, outline_looks, scene_looks
-from maskmend.audit.look import read_mask
+from maskmend.audit.looks import read_mask
 from maskmend.audit.population import logit, middle_and_spread
 from maskmend.boxes import bounding_box
 from maskmend.convention import LEAST_CASES, explained

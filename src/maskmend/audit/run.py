@@ -24,12 +24,14 @@ from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, judge_by_folds, predict_cases
 from maskmend.audit.job import TABLE, Job, claim, make_job
 from maskmend.audit.judging import CaseWork, mixed_up, table_rows, usual_offsets
+from maskmend.audit.kept import kept
 from maskmend.audit.learnt import LEARNT, Learnt, fold_numbers
 from maskmend.audit.like import ANSWER, open_like, runs_for
-from maskmend.audit.look import LooksOf
+from maskmend.audit.looks import LooksOf
 from maskmend.audit.mixups import elsewhere
 from maskmend.audit.outlines import ImageWitness, Outlines, look_at_outlines
 from maskmend.audit.record import CaseRecord
+from maskmend.audit.selfcheck import CASES as EXAMINED
 from maskmend.audit.selfcheck import SelfCheck, weakness
 from maskmend.audit.sources import Probs, ProbsFolder, Stored
 from maskmend.audit.store import Store
@@ -122,9 +124,14 @@ def audit(
 
 def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
     began = time.monotonic()
-    probs = _source(job, workers)
-    looks = LooksOf({case.id: case for case in job.cases}, replace(job.dataset, cases=()), probs)
-    over = spread(processes or _most_processes(job))
+    probs, over = _source(job, workers), spread(processes or _most_processes(job))
+    several = 0 if job.like else min(len(job.cases), estimate.FIT_ON + EXAMINED)
+    with kept(job.out, several) as place:
+        looks = LooksOf({case.id: case for case in job.cases}, replace(job.dataset, cases=()), probs, place)
+        return _concluded(job, looks, over, began)
+
+
+def _concluded(job: Job, looks: LooksOf, over: Mapper, began: float) -> dict[str, Any]:
     auditor = job.like.learnt.auditor if job.like else _fitted(job, looks, over)
     most = job.config.data.max_voxels
     with bar("looking at outlines", len(job.cases)) as shown:
@@ -137,7 +144,7 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
         witness = outlines.witness().weighed(auditor.flawed())
         ids, seed = [case.id for case in job.cases], job.config.audit.seed
         check = SelfCheck.of(auditor, looks, ids, seed, backing=witness.backing, over=over)
-    work = CaseWork(looks.dataset, probs, auditor, check, witness, job.out, most, _learnt_from(job))
+    work = CaseWork(looks, auditor, check, witness, job.out, most, _learnt_from(job))
     records, totals, volumes = _judged(job, work, over)
     facts = _facts(job, auditor, check, records, totals) | {
         "images_bear_out": round(witness.backing, 3),
@@ -145,7 +152,8 @@ def _audited(job: Job, workers: int, processes: int | None) -> dict[str, Any]:
     }
     if not job.like:
         seen = any(record.in_sample for record in records)
-        _learnt(job, seen, auditor, check, outlines, witness, volumes).write(job.out / LEARNT)
+        turned = looks.probs.turned if isinstance(looks.probs, ProbsFolder) else None
+        _learnt(job, turned, seen, auditor, check, outlines, witness, volumes).write(job.out / LEARNT)
     return _written(job, records, facts, over)
 
 
@@ -158,6 +166,7 @@ def _fitted(job: Job, looks: LooksOf, over: Mapper) -> Auditor:
 
 def _learnt(
     job: Job,
+    turned: bool | None,
     in_sample: bool,
     auditor: Auditor,
     check: SelfCheck,
@@ -177,7 +186,7 @@ def _learnt(
         place, model = job.place.resolve(), Run.open(job.place).digest()
     hidden = pseudonyms.active() is not None
     return Learnt(
-        job.source, place, model, in_sample, hidden, dict(job.dataset.labels), len(job.largest),
+        job.source, place, model, turned, in_sample, hidden, dict(job.dataset.labels), len(job.largest),
         fold_numbers(unseen), auditor, check, outlines, witness.expected,
         witness.scale if witness.odds else None, volumes,
     )  # fmt: skip
@@ -196,7 +205,9 @@ def _source(job: Job, workers: int) -> Probs:
         return Stored(judge_by_folds(dataset, job.out, job.config, job.config.audit.folds, workers))
     if job.source == "files":
         assert job.place is not None
-        folder = ProbsFolder(job.place, job.dataset, job.config.audit.axes)
+        folder = ProbsFolder(
+            job.place, job.dataset, job.config.audit.axes, job.like.learnt.turned if job.like else None
+        )
         folder.check(job.cases)
         return folder
     from maskmend.train.run_folder import Run

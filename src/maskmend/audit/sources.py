@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 
 from maskmend import pseudonyms
+from maskmend.audit.looks import read_mask
 from maskmend.audit.store import Store
 from maskmend.data.case import Case, Dataset
 from maskmend.data.images import read_image
@@ -27,6 +28,8 @@ VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 KEYS = ("probabilities", "softmax", "probs", "pred", "arr_0")
 NEAR_ONE = 0.02
 AT_ONCE = 1 << 15  # voxels that are checked together
+MOST_ASKED = 40  # cases that are asked how arrays lie
+DECIDED = 8.0  # whole masks that speak for one way, from which no more are asked
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,25 @@ class ProbsFolder:
         folder: with the files.
         dataset: its classes and cases.
         axes: how arrays lie: "zyx" slowest first, as nnU-Net and maskmend; "xyz" as MONAI and nibabel; "auto" goes by
-            the shape, and where both fit by which agrees with the masks.
+            the shape, and where both fit by `turned`.
+        turned: whether arrays that fit both ways lie xyz. None: `check` finds out; until then each goes by its mask.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, axes: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, dataset: Dataset, axes: str = "auto", turned: bool | None = None
+    ) -> None:
         if not folder.is_dir():
             raise UsageError("is no folder", folder, "give the folder with the probabilities of the cases")
         inner = folder / "probs"
         self.folder = inner if inner.is_dir() else folder
-        self.dataset, self.axes = dataset, axes
+        self.dataset, self.axes, self.turned = dataset, axes, turned
         self.files = {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file()}
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Refuse a folder in which cases are missing, before any work is done.
+        """Refuse a folder in which cases are missing, before any work is done, and see how its arrays lie.
 
         Raises:
-            DataError: names the first cases without probabilities.
+            DataError: names the first cases without probabilities, or says what is wrong with those looked at.
         """
         missing = [case.id for case in cases if not self._find(case.id)]
         if missing:
@@ -76,6 +82,22 @@ class ProbsFolder:
             fact = f"no probabilities for {len(missing)} of {len(cases)} cases: {shown}; there is {there}"
             names = f"{missing[0]}.npz, {missing[0]}.npy, {missing[0]}.nii.gz or {missing[0]}_0.nii.gz ..."
             raise DataError(fact, self.folder, f"name them {names}")
+        if self.turned is None and self.axes == "auto":
+            self.turned = self._most_lie_xyz(cases)
+
+    def _most_lie_xyz(self, cases: Sequence[Case]) -> bool:
+        """How arrays of some cases lie, and so how all do: one program wrote them, while any mask may be wrong."""
+        gain, order = 0.0, np.random.default_rng(0).permutation(len(cases))  # wrong masks may come in a row
+        for case in (cases[number] for number in order[:MOST_ASKED]):
+            label = read_mask(case, self.dataset)[2]
+            probs, path = self._read(case, label)
+            straight, turned = _fit(probs, label)
+            if path.suffix not in ARRAYS or straight != turned:
+                return turned and not straight
+            gain += _gain(probs, label) if straight else 0
+            if abs(gain) > DECIDED:
+                break
+        return gain > 0
 
     def __call__(self, case: Case, label: np.ndarray) -> np.ndarray:
         """The probabilities of a case, as its mask (*S) of class indices lies.
@@ -83,6 +105,10 @@ class ProbsFolder:
         Raises:
             DataError: no file, another number of classes, another grid, or values that are no probabilities.
         """
+        return self._oriented(*self._read(case, label), label)
+
+    def _read(self, case: Case, label: np.ndarray) -> tuple[np.ndarray, Path]:
+        """(K, *S) as they lie in the file, and the file."""
         found = self._find(case.id)
         if not found:
             raise DataError("no probabilities", case.id, f"expected in {self.folder}")
@@ -95,7 +121,7 @@ class ProbsFolder:
             probs = np.concatenate(parts)
         else:
             probs = self._array(found[0], None, most_values)
-        return self._checked(probs, label, found[0])
+        return self._checked(probs, label, found[0]), found[0]
 
     def _find(self, case: str) -> list[Path]:
         names = pseudonyms.active()
@@ -149,24 +175,33 @@ class ProbsFolder:
             raise DataError(
                 fact, path, f"classes come first, in this order: {', '.join(self.dataset.labels)}"
             )
-        return self._oriented(_probabilities(probs, path), label, path)
+        return _probabilities(probs, path)
 
-    def _oriented(self, probs: np.ndarray, label: np.ndarray, path: Path) -> np.ndarray:
-        """(K, *S) as the mask lies, perhaps a view: by its shape, and by what is drawn where that does not tell."""
-        shape = label.shape
-        straight = probs.shape[1:] == shape
-        turned = probs.shape[1:] == shape[::-1]
-        backwards = probs.transpose(0, *range(probs.ndim - 1, 0, -1))
-        if path.suffix not in ARRAYS or (straight and not turned) or self.axes == "zyx":
-            backwards, turned = probs, straight
+    def _oriented(self, probs: np.ndarray, path: Path, label: np.ndarray) -> np.ndarray:
+        """(K, *S) as the mask lies, perhaps a view."""
+        straight, turned = _fit(probs, label)
+        if path.suffix not in ARRAYS or self.axes == "zyx":
+            turned = False
         if not straight and not turned:
-            fact = f"probabilities of shape {probs.shape[1:]}, the mask has {shape} (slowest axis first)"
+            fact = (
+                f"probabilities of shape {probs.shape[1:]}, the mask has {label.shape} (slowest axis first)"
+            )
             raise DataError(fact, path, "resample them to the image's own grid")
-        if not straight or self.axes == "xyz" or backwards is probs:
-            return backwards
-        drawn = label > 0
-        background = [float(probs[0][mask].sum()) for mask in (drawn, drawn.T)]
-        return backwards if background[1] < background[0] else probs
+        if straight and turned and self.axes == "auto":
+            turned = _gain(probs, label) > 0 if self.turned is None else self.turned
+        return probs.transpose(0, *range(probs.ndim - 1, 0, -1)) if turned else probs
+
+
+def _fit(probs: np.ndarray, label: np.ndarray) -> tuple[bool, bool]:
+    """Whether probabilities (K, *S) have the shape of a mask as they lie, and with their axes turned round."""
+    return probs.shape[1:] == label.shape, probs.shape[1:] == label.shape[::-1]
+
+
+def _gain(probs: np.ndarray, label: np.ndarray) -> float:
+    """By how much more of a mask probabilities that fit either way bear out when they are turned, in [-1, 1]."""
+    drawn = label > 0
+    straight, turned = (float(probs[0][mask].sum()) for mask in (drawn, drawn.T))
+    return (straight - turned) / max(int(np.count_nonzero(drawn)), 1)
 
 
 def _load(path: Path, most_values: int) -> np.ndarray:

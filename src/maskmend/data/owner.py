@@ -40,9 +40,9 @@ def sweep(*folders: Path) -> None:
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """An empty folder in the system's temporary place; what killed processes left there is deleted too."""
-    place = Path(tempfile.gettempdir())
+def scratch(place: Path | None = None) -> Iterator[Path]:
+    """An empty folder in this place, or in the system's temporary one; what killed processes left there goes too."""
+    place = place or Path(tempfile.gettempdir())
     remove(path for path in place.glob(f".{_SCRATCH}.*") if left_behind(path))
     folder = place / temporary_name(_SCRATCH)
     folder.mkdir(mode=0o700)
