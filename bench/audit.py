@@ -178,6 +178,11 @@ def _flaw(
     flawed, facts = dict(truth), {}
     for number, name in enumerate(choose_cases(truth, scenario.rate, scenario.seed)):
         rng = np.random.default_rng([scenario.seed, 3, number])
+        if not truth[name].any():
+            other = str(rng.choice([one for one, label in truth.items() if label.any()]))
+            flawed[name] = _fitted(truth[other], truth[name].shape)
+            facts[name] = {"kind": "invent", "subtle": False}
+            continue
         subtle = bool(rng.random() < 0.5)
         kinds = OUTLINES if subtle or rng.random() < 0.5 else (*DATA[scenario.data].gross, *OUTLINES[:3])
         kind = str(rng.choice(kinds)) if scenario.noise == "assorted" else scenario.noise
@@ -254,8 +259,8 @@ def train(scenario: Scenario, folder: Path, data_root: Path) -> None:
     print(f"{scenario.name}: {time.process_time() - began:.0f} CPU s", flush=True)
 
 
-def score(scenario: Scenario, folder: Path, data_root: Path, table: Path) -> None:
-    """Score all rankings on the kept probabilities, and add them to the table."""
+def score(scenario: Scenario, folder: Path, data_root: Path, table: Path, name: str = "") -> None:
+    """Score all rankings on the kept probabilities, and add them to the table; by the scenario's name or another."""
     import audit_score
 
     from maskmend.audit.folds import PROBS
@@ -266,10 +271,11 @@ def score(scenario: Scenario, folder: Path, data_root: Path, table: Path) -> Non
         given, {case.id: store.read(case.id) for case in given.dataset.cases}, scenario.noise == "crowd"
     )
     known = json.loads(table.read_text()) if table.exists() else {}
-    known[scenario.name] = rows
+    name = name or scenario.name
+    known[name] = rows
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(json.dumps(known, indent=1) + "\n")
-    print(report(table, [scenario.name]), flush=True)
+    print(report(table, [name]), flush=True)
 
 
 def report(table: Path, names: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def test_figures_of_a_mask_that_the_model_does_not_see() -> None:
     look = balls().with_probs(probs)
     full, thin = gather(look), gather(look.thinned())
     assert np.allclose(full.surprises, thin.surprises, atol=0.05)
-    assert np.allclose(full.doubts, thin.doubts, atol=0.05)
+    assert np.isnan([full.doubts, thin.doubts]).all()  # of an outline that is nowhere
 
 
 def test_what_is_counted_stands_for_all_voxels() -> None:

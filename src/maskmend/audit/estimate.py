@@ -54,7 +54,7 @@ class Opinion:
         noise: (*B) float32, how likely each voxel's label is wrong.
         usual_overlap: of sound masks with their models, see `overlaps`.
         doubt: by how many spreads the model's doubts about this image are above the usual.
-        rate: estimated share of flawed cases.
+        rate: how likely such a case is flawed, as far as is known without the model, see `Judge.beforehand`.
         backing: how far the images bear out what the models say of this data set's masks, in [0, 1].
     """
 
@@ -79,7 +79,7 @@ class Opinion:
         if more > LEAST_LOST:
             blind = self.rate * WRONG_IF_FLAWED * (1 - self.look.given)
             noise = ((1 - more) * noise + more * np.where(noise > 0, blind, 0)).astype(np.float32)
-        odds = float(population.believed(np.float64(self.odds), np.float64(more), self.rate))
+        odds = float(population.believed(np.float64(self.odds), np.float64(more), np.float64(self.rate)))
         return replace(self, odds=odds, lost=1 - (1 - self.lost) * (1 - more), noise=noise)
 
     def backed(self, backing: float) -> Opinion:
@@ -230,6 +230,10 @@ class Auditor:
     usual_overlap: float = 1.0
     seen: Mapping[tuple[str, int, float], Evidence] = field(default_factory=dict, repr=False)
 
+    def blank(self) -> frozenset[str]:
+        """The cases that it was fitted to in which nothing is drawn and nothing seen."""
+        return frozenset(case for (case, *_), evidence in self.seen.items() if evidence.blank)
+
     def flawed(self) -> dict[str, float]:
         """P(flawed) by the models alone of the cases that it was fitted to."""
         odds = self.population.log_odds(list(self.seen.values()))
@@ -244,7 +248,8 @@ class Auditor:
         judge = self.population
         verdict, doubt = (float(f([evidence])[0]) for f in (judge.verdict, judge.usual.excess))
         noise = self.voxels.noise(look, verdict)
-        sure = Opinion(look, evidence, verdict, 0.0, noise, self.usual_overlap, doubt, judge.rate)
+        beforehand = float(judge.beforehand([evidence])[0])
+        sure = Opinion(look, evidence, verdict, 0.0, noise, self.usual_overlap, doubt, beforehand)
         return sure.lost_by(float(population.lost_at(np.float64(doubt))))
 
 
@@ -288,8 +293,9 @@ def fit(
     numbered = list(enumerate(chosen))
     first = [_counted(one, progress) for one in over(partial(_look_first, looks, seed), numbered)]
     trust = population.first_trust([case for case, _ in first], clean)
-    set_right = calibration.fit([sample for _, sample in first], trust)
-    each = _injections(trust)
+    told = trust * ~population.blank([case for case, _ in first])
+    set_right = calibration.fit([sample for _, sample in first], told)
+    each = _injections(told)
     again = partial(_look_again, looks, set_right, each, seed)
     seen = [_counted(one, progress) for one in over(again, numbered)]
     made = _Made.of(seen)
@@ -372,7 +378,7 @@ def _make(look: Look, rng: np.random.Generator) -> tuple[Evidence, VoxelSample, 
 def _fit_voxels(
     judge: Judge, cases: Sequence[Evidence], sound: Sequence[VoxelSample], made: _Made
 ) -> VoxelJudge:
-    right = (1 - judge.rate) * population.share(judge.trust)
+    right = (1 - judge.rate) * population.share(judge.trust * ~population.blank(cases))
     wrong = judge.rate * population.share(judge.trust[made.origin])
     odds = np.concatenate([judge.verdict(cases), judge.verdict(made.evidence)])
     return voxels.fit([*sound, *made.samples], odds, np.concatenate([right, wrong]))

@@ -9,7 +9,7 @@ stretched): a wavering outline cancels out in them, an error does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
@@ -33,16 +33,37 @@ class Evidence:
     """Figures of one case.
 
     Args:
-        surprises: (4,) see `SURPRISES`.
+        surprises: (4,) see `SURPRISES`; NaN of a blank case.
         signed: (G, M) differences of the mask from the model for each group of voxels: all foreground, then, with
-            more than one foreground class, each class. The columns are named by `signed_names`; NaN where neither
-            has the class.
+            more than one foreground class, each class. The columns are named by `signed_names`; NaN where the class
+            is neither drawn nor likely anywhere.
         doubts: (2,) how unsure the model is of this image, whatever the mask: softness of its outline, and roughness.
+            NaN where it sees nothing.
     """
 
     surprises: np.ndarray
     signed: np.ndarray
     doubts: np.ndarray
+
+    @property
+    def blank(self) -> bool:
+        """Nothing is drawn and the model sees nothing: there is nothing to judge, nor does it say what is usual."""
+        return bool(np.isnan(self.signed[0, 0]))
+
+    @property
+    def drawn(self) -> bool:
+        """Something is drawn."""
+        return bool(self.signed[0, -1] > 0)
+
+    @property
+    def seen(self) -> bool:
+        """The model sees something."""
+        return bool(np.isfinite(self.doubts[0]))
+
+    @property
+    def confidence(self) -> float:
+        """Where something is drawn and nothing seen, or the other way round: the model's mean log odds over it."""
+        return float(np.exp(self.surprises[SURPRISES.index("contradiction by volume")]) - _FAINT) / 2
 
 
 @cache
@@ -64,8 +85,8 @@ def gather(look: Look) -> Evidence:
 
     offset: mm by which the mask's outline lies outside the model's, mean over the outline.
     shift: mm between the centres, by axis. stretch: change of the second moments, relative to the size.
-    size: log of the mask's volume. roughness: log of outline over what a ball of this volume has.
-    pieces: log of the number of connected parts.
+    size: log of the volume of what is drawn, or else seen. roughness: log of outline over what a ball of this volume
+    has. pieces: log of the number of connected parts.
     """
     soft, drawn = _soft(look), look.label > 0
     masks = _drawn_parts(look, drawn)
@@ -79,7 +100,8 @@ def gather(look: Look) -> Evidence:
         np.log(contradiction / volume + _FAINT),
         np.log(against / outline_voxels + _FAINT),
     ])  # fmt: skip
-    return Evidence(surprises, _differences(masks, soft.parts, look.spacing_mm), soft.doubts)
+    found = Evidence(surprises, _differences(masks, soft.parts, look.spacing_mm), soft.doubts)
+    return replace(found, surprises=np.full_like(surprises, np.nan)) if found.blank else found
 
 
 @dataclass(frozen=True)
@@ -87,7 +109,8 @@ class _Parts:
     """Groups of voxels as drawn, or as the probabilities have them; the groups are those of `Evidence.signed`.
 
     Args:
-        outline: (G,) mm or mm2. moments: of G masks. pieces: (G,) connected parts; 0 of soft masks.
+        outline: (G,) mm or mm2. moments: of G masks. pieces: (G,) connected parts; of soft masks 1 where any voxel is
+            likely.
     """
 
     outline: np.ndarray
@@ -131,6 +154,8 @@ def _measured(look: Look) -> _Soft:
     decided = likely > 0.5
     rough = outline(decided, spacing) / ((np.count_nonzero(decided) + one) * voxel) ** flat
     doubts = np.log([expected / (parts.outline[0] / voxel + one) + _FAINT, rough + 0.1])
+    if not parts.pieces[0]:
+        doubts[:] = np.nan
     return _Soft(likely, decided, probs.max(axis=0), expected, parts, doubts)
 
 
@@ -150,9 +175,8 @@ def _soft_parts(look: Look, likely: np.ndarray) -> _Parts:
     if look.classes > 2:
         masks = [likely[bounding_box(likely > _FAINT, 1)], *masks]
         moments = moments.after_total()
-    return _Parts(
-        np.array([soft_outline(mask, spacing) for mask in masks]), moments, np.zeros(len(masks), int)
-    )
+    likely_somewhere = np.array([int(mask.max(initial=0) > 0.5) for mask in masks])
+    return _Parts(np.array([soft_outline(mask, spacing) for mask in masks]), moments, likely_somewhere)
 
 
 def _drawn_parts(look: Look, drawn: np.ndarray) -> _Parts:
@@ -192,11 +216,12 @@ def _differences(masks: _Parts, parts: _Parts, spacing_mm: Sequence[float]) -> n
     out = np.empty((len(volume), len(signed_names(ndim))))
     out[:, 0] = 2 * (drawn.mass - soft.mass) * voxel / (masks.outline + parts.outline + voxel**flat)
     out[:, 1:-3] = _changes(drawn, soft, volume, voxel)
-    out[:, -3] = np.log(drawn.mass * voxel + voxel)
+    out[:, -3] = np.log(np.where(drawn.mass > 0, drawn.mass, soft.mass) * voxel + voxel)
     ball = (np.maximum(volume, 0.25) * voxel) ** flat
     out[:, -2] = np.where(drawn.mass > 0, np.log((masks.outline + 1e-6) / ball), 0)
     out[:, -1] = np.log1p(masks.pieces)
-    out[drawn.mass + soft.mass < 0.5] = np.nan
+    out[masks.pieces + parts.pieces == 0] = np.nan
+    out[masks.pieces == 0, -2:] = np.nan
     return out
 
 

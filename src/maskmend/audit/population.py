@@ -33,6 +33,14 @@ BELIEVED = 0.5  # share of cases that the first guess takes for sound
 RATE = (0.002, 0.6)  # least of each kind, most of all together: beyond, the flaws are the convention
 SETTLED = 1e-9  # change of the rates, after which nothing moves any more
 LOST = (4.0, 0.7)  # spreads above the usual doubt at which a model is as likely lost as not, and how sharply
+UNKNOWN = -4.0  # log odds where no errors could be made to learn from
+BLANK, RARE = (
+    -6.0,
+    1.5,
+)  # log odds of a blank case where many are; by how much more where few are, see `Judge.verdict`
+MOST_PRIOR = 3.0  # log odds that the share of empty images can give
+SIZE = -3  # column of `Evidence.signed`
+LEAST_TELLING = 10  # cases that tell, below which others are asked too
 LEAST_CASES = 20  # from which conventions are looked for
 
 
@@ -61,7 +69,7 @@ class Usual:
     def excess(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) by how many spreads the model's doubts about a case are above the usual."""
         above = (np.stack([case.doubts for case in cases]) - self.doubts[0]) / self.doubts[1]
-        return np.asarray(above.max(axis=1))
+        return np.asarray(np.nan_to_num(above).max(axis=1))
 
     def lost(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) how likely the model's verdict says nothing about a case, by its doubts alone."""
@@ -76,10 +84,12 @@ class Usual:
 def inputs(cases: Sequence[Evidence], usual: Usual) -> np.ndarray:
     """How unusual each case is, (N, I), each column 0 where it is usual and growing slowly beyond.
 
-    Surprises count upwards only; offsets have a column for each direction. Signed figures of one name are merged by
-    their largest, and so are the classes.
+    Blank cases are usual. Surprises count upwards only; offsets have a column for each direction. Signed figures of one
+    name are merged by their largest, and so are the classes.
     """
-    up = (np.stack([case.surprises for case in cases]) - usual.surprises[0]) / usual.surprises[1]
+    up = np.nan_to_num(
+        (np.stack([case.surprises for case in cases]) - usual.surprises[0]) / usual.surprises[1]
+    )
     off = np.nan_to_num((np.stack([case.signed for case in cases]) - usual.signed[0]) / usual.signed[1])
     merged = np.maximum.reduceat(np.abs(off), name_starts(off.shape[2])[1:], axis=2)
     groups = np.concatenate([off[:, :, :1], -off[:, :, :1], merged], axis=2)
@@ -145,6 +155,7 @@ class Judge:
         by_kind, together: density ratios; None where no errors could be made.
         trust: (N,) of the cases it was fitted on, that they are sound.
         rate: estimated share of flawed cases.
+        empty: share of images with nothing in them, in (0, 1).
     """
 
     usual: Usual
@@ -153,17 +164,64 @@ class Judge:
     together: Ratios | None
     trust: np.ndarray
     rate: float
+    empty: float
 
     def verdict(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) log of P(flawed) / P(sound), if the model can be believed."""
-        if self.by_kind is None or self.together is None:
-            return np.full(len(cases), -4.0)
-        rows = inputs(cases, self.usual)
-        return 0.5 * (self.by_kind.odds(rows) + self.together.odds(rows))
+        odds = np.full(len(cases), UNKNOWN)
+        if self.by_kind is not None and self.together is not None:
+            rows = inputs(cases, self.usual)
+            odds = 0.5 * (self.by_kind.odds(rows) + self.together.odds(rows))
+        for number, case in enumerate(cases):
+            if case.drawn != case.seen:
+                odds[number] = self._is_it_there(case)
+        return np.where(blank(cases), BLANK + RARE * max(self._fullness, 0.0), odds)
+
+    @property
+    def _fullness(self) -> float:
+        """Log odds that an image is not empty, by how many are."""
+        return float(np.clip(np.log((1 - self.empty) / self.empty), -MOST_PRIOR, MOST_PRIOR))
+
+    def _is_it_there(self, case: Evidence) -> float:
+        """Log odds that the mask is wrong where something is drawn and nothing seen, or the other way round.
+
+        Errors made in outlines say nothing of that. The model's confidence does, and how common empty images are; what
+        it sees also by its size, for specks are seen in many.
+        """
+        if case.drawn:
+            return max(case.confidence - self._fullness, float(logit(np.float64(self.rate))))
+        middle, spread = self.usual.signed[:, 0, SIZE]
+        small = max((middle - case.signed[0, SIZE]) / spread - 1, 0.0)
+        return float(case.confidence + self._fullness - small)
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
-        """(N,) the same, with what is known where the model is lost: the estimated share of flawed cases."""
-        return believed(self.verdict(cases), self.usual.lost(cases), self.rate)
+        """(N,) the same, with what is known where the model is lost."""
+        return believed(self.verdict(cases), self.usual.lost(cases), self.beforehand(cases))
+
+    def beforehand(self, cases: Sequence[Evidence]) -> np.ndarray:
+        """(N,) how likely each is flawed, as far as is known without the model's verdict: the share of flawed cases.
+
+        Of empty masks where the model sees something, the share of images that are not empty.
+        """
+        missing = np.array([case.seen and not case.drawn for case in cases], bool)
+        return np.where(missing, 1 - self.empty, self.rate)
+
+
+def blank(cases: Sequence[Evidence]) -> np.ndarray:
+    """(N,) bool, see `Evidence.blank`."""
+    return np.array([case.blank for case in cases], bool)
+
+
+def telling(cases: Sequence[Evidence], trusted: np.ndarray) -> np.ndarray:
+    """Which cases say what is usual, (N,) bool: those in which something is drawn and something seen.
+
+    Blank cases would make anything that is drawn unusual. Whether a mask is wrong where only one of the two has
+    something is the very question, and such cases may be many; only trusted ones tell. Of models so weak that hardly
+    any case has both, all that is drawn does.
+    """
+    drawn, seen = (np.array([getattr(case, name) for case in cases], bool) for name in ("drawn", "seen"))
+    both = drawn & seen
+    return np.asarray((both if both.sum() >= LEAST_TELLING else drawn) | (trusted & ~blank(cases)))
 
 
 def lost_at(excess: np.ndarray) -> np.ndarray:
@@ -171,12 +229,12 @@ def lost_at(excess: np.ndarray) -> np.ndarray:
     return sigmoid((excess - LOST[0]) / LOST[1])
 
 
-def believed(verdict: np.ndarray, lost: np.ndarray, rate: float) -> np.ndarray:
+def believed(verdict: np.ndarray, lost: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """Log odds that cases are flawed, (N,), from the models' own and the probability that these say nothing.
 
     Args:
         verdict: (N,) log odds. lost: (N,) in [0, 1].
-        rate: share of flawed cases, which is all that is known where a model is lost.
+        rate: (N,) how likely each is flawed beforehand, which is all that is known where a model is lost.
     """
     return logit(lost * rate + (1 - lost) * sigmoid(verdict))
 
@@ -184,17 +242,19 @@ def believed(verdict: np.ndarray, lost: np.ndarray, rate: float) -> np.ndarray:
 def first_trust(cases: Sequence[Evidence], trusted: np.ndarray) -> np.ndarray:
     """A first guess of which cases are sound, (N,) in [0, 1].
 
-    The half that agrees best among those of the shared convention; cases known to be clean always.
+    The half that agrees best among those of the shared convention; blank cases and those known to be clean always.
 
     Args:
         cases: figures with uncalibrated probabilities.
         trusted: (N,) bool, known to be clean.
     """
-    belief = convention(np.stack([case.signed[:, 0] for case in cases]), trusted)
+    nothing, told = blank(cases), telling(cases, trusted)
+    offsets = np.stack([case.signed[:, 0] for case in cases])
+    belief = convention(np.where(told[:, None], offsets, np.nan), trusted)
     surprise = np.array([case.surprises[0] for case in cases])
     worth = np.where(belief > 0.5, -surprise, -surprise - 1e3)
-    limit = np.quantile(worth, 1 - BELIEVED)
-    trust: np.ndarray = np.where(trusted, 1.0, (worth >= limit) * belief)
+    limit = np.quantile(worth[told], 1 - BELIEVED) if told.any() else 0.0
+    trust: np.ndarray = np.where(trusted | nothing, 1.0, (worth >= limit) * belief * told)
     return trust
 
 
@@ -218,18 +278,20 @@ def fit(
     """
     known = tuple(sorted(set(kinds)))
     number = np.array([known.index(one) for one in kinds], int)
-    judge = Judge(Usual.of(cases, trust), known, None, None, trust, 0.0)
+    told, nothing = telling(cases, trusted), blank(cases)
+    empty = float((nothing.sum() + 1) / ((told | nothing).sum() + 2))
+    judge = Judge(Usual.of(cases, trust), known, None, None, trust, 0.0, empty)
     lost = judge.usual.lost(cases)
-    asked = ~trusted & (lost < 0.5)
+    asked = ~trusted & told & (lost < 0.5)
     for _ in range(ROUNDS if known else 0):
-        weight = np.where(trusted, 1.0, trust * (1 - lost))
+        weight = np.where(trusted, 1.0, trust * (1 - lost)) * told
         usual = Usual.of(cases, weight)
         sound, wrong = inputs(cases, usual), inputs(flawed, usual)
         by_kind = Ratios.of(sound, wrong, number, weight, origin, asked)
         together = Ratios.of(sound, wrong, np.zeros_like(number), weight, origin, asked)
         doubt = sigmoid(0.5 * (by_kind.odds(sound[asked]) + together.odds(sound[asked])))
         rate = float(np.clip(doubt.mean() if len(doubt) else 0.0, *RATE))
-        judge = Judge(usual, known, by_kind, together, trust, rate)
+        judge = Judge(usual, known, by_kind, together, trust, rate, empty)
         trust = np.where(trusted, 1.0, sigmoid(-judge.log_odds(cases)))
         judge = replace(judge, trust=trust)
     return judge

@@ -69,7 +69,7 @@ class SelfCheck:
         backing: float = 1.0,
         over: Mapper = in_turn,
     ) -> SelfCheck:
-        """Examine an auditor on at most 100 of the cases with these ids, whose masks are believed.
+        """Examine an auditor on at most 100 of the cases with these ids, whose masks are believed and not blank.
 
         Args:
             auditor: fitted.
@@ -79,7 +79,8 @@ class SelfCheck:
             backing: how far the images bear out the models, see `Opinion.backed`.
             over: spreads the cases; other processes need `looks` that can be pickled.
         """
-        rng = np.random.default_rng([seed, 20])
+        rng, nothing = np.random.default_rng([seed, 20]), auditor.blank()
+        ids = [case for case in ids if case not in nothing]
         chosen = [ids[i] for i in sorted(rng.permutation(len(ids))[:CASES])]
         found = over(partial(_examined, auditor, looks, seed, backing), list(enumerate(chosen)))
         return cls(tuple(answer for answers in found for answer in answers), auditor.population.rate)
@@ -147,7 +148,7 @@ def _examined(
     number, case = item
     look, rng = next(looks([case])).thinned(), np.random.default_rng([seed, 21, number])
     opinion = auditor.judge(look)
-    if opinion.flawed >= 0.5:
+    if opinion.flawed >= 0.5 or opinion.evidence.blank:
         return []
     answers = [_answer(opinion, backing, look.label, "sound")]
     for _ in range(PER_CASE):

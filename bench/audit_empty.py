@@ -1,0 +1,121 @@
+"""The audit where most masks are empty, as of lesions or in slices: one slice of each hippocampus volume.
+
+    python bench/audit_empty.py train [--seeds 10,11,12,13,14] [--only 0.8]     # probabilities are kept on disk
+    python bench/audit_empty.py score [--seeds ...] [--only ...] [--table ...]
+    python bench/audit_empty.py report
+
+Half or four fifths of the 260 slices lie beside the hippocampus. The share of flawed masks changes with the seed as in
+`bench/audit.py`: empty masks get the mask of another slice, others what the volumes' slices get there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import audit
+import numpy as np
+from audit_tables import interval
+
+TABLE = audit.RESULTS / "empty.json"
+SHARES = (0.5, 0.8)
+ACROSS = 2  # axis of the volumes along which four in ten slices are empty
+SHOWN = {"auroc": "AUROC of cases", "ap": "AP of cases", "found_early": "found early", "voxel_ap": "AP of voxels",
+         "dice_correlation": "correlation of Dice"}  # fmt: skip
+RIVALS = (
+    "maskmend",
+    "maskmend, probabilities alone",
+    "cleanlab",
+    "cleanlab issues",
+    "mean loss",
+    "1 - soft Dice",
+)
+
+
+def scenarios(seeds: Sequence[int]) -> list[tuple[float, audit.Scenario]]:
+    """Each with its share of empty slices."""
+    audit.DATA["slices"] = audit.Data(
+        "slices", 260, (*audit.FAST, "train.steps=250", "train.batch=8", "train.lr=0.005"), ("drop", "swap")
+    )
+    rates = {seed: (0.35, 0.2, 0.5)[seed % 3] for seed in seeds}
+    return [
+        (share, audit.Scenario("slices", "assorted", rates[seed], seed)) for share in SHARES for seed in seeds
+    ]
+
+
+def cut(source: Path, out: Path, share: float, seed: int) -> None:
+    """Write a slice of each volume as a data set, this share of them empty."""
+    from PIL import Image
+
+    from maskmend.data.dataset import find_cases
+    from maskmend.data.images import read_image, read_label
+
+    rng = np.random.default_rng([seed, 50])
+    for name in ("images", "labels"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    for case in find_cases(source).cases:
+        assert case.label is not None
+        mask, image = (np.moveaxis(read(case), ACROSS, 0) for read in (
+            lambda one: read_label(one.label)[0], lambda one: read_image(one.images[0])[0][0]
+        ))  # fmt: skip
+        there = mask.any(axis=(1, 2))
+        chosen = rng.choice(np.flatnonzero(there != (rng.random() < share)))
+        grey = np.clip(255 * image[chosen] / np.percentile(image, 99.5), 0, 255).astype(np.uint8)
+        Image.fromarray(grey).save(out / "images" / f"{case.id}.png")
+        Image.fromarray(mask[chosen].astype(np.uint8)).save(out / "labels" / f"{case.id}.png")
+    labels = {"background": 0, "anterior": 1, "posterior": 2}
+    (out / "maskmend.json").write_text(json.dumps({"labels": labels, "spacing_mm": [1.0, 1.0]}))
+
+
+def report(table: Path) -> str:
+    """Markdown: means over seeds, ± half a 95 % interval."""
+    known = json.loads(table.read_text())
+    lines = []
+    for share in SHARES:
+        sets = [rows for name, rows in known.items() if name.startswith(f"empty {share:g}")]
+        if not sets:
+            continue
+        lines += [
+            f"{100 * share:.0f} % empty, {len(sets)} seeds",
+            "",
+            "| ranking | " + " | ".join(SHOWN.values()) + " |",
+            "|---" * (1 + len(SHOWN)) + "|",
+        ]
+        for ranking in RIVALS:
+            cells = []
+            for key in SHOWN:
+                values = [
+                    row[key] for rows in sets for row in rows if row["ranking"] == ranking and key in row
+                ]
+                cells.append("{:.3f} ± {:.3f}".format(*interval(values)) if values else "")
+            lines.append(f"| {ranking} | " + " | ".join(cells) + " |")
+        first = [rows[0] for rows in sets]
+        wrong, true = (np.mean([row[key] for row in first]) for key in ("expected_wrong", "true_wrong"))
+        lines += ["", f"Expected wrong voxels: {100 * wrong / true:.0f} % of the true number.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    given = audit.arguments(__doc__, ["train", "score", "report"], TABLE).parse_args()
+    for share, scenario in scenarios([int(seed) for seed in given.seeds.split(",")]):
+        name = f"empty {share:g} {scenario.name}"
+        if given.only not in name or given.action == "report":
+            continue
+        folder = given.cache / name.replace(" ", "-")
+        if not (folder / "slices" / "maskmend.json").exists():
+            cut(given.data / "msd_hippocampus_3d", folder / "slices", share, scenario.seed)
+        if given.action == "train":
+            audit.train(scenario, folder, folder)
+        else:
+            audit.score(scenario, folder, folder, given.table, name)
+    if given.action == "report":
+        print(report(given.table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Data sets in which most masks are empty, as of lesions or of slices: they must not make all others unusual."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score
+from tests.audit.conftest import World, noise_field, signed_distance
+
+from maskmend.audit.estimate import Auditor, Opinion, fit
+from maskmend.audit.evidence import Evidence, gather
+from maskmend.audit.look import look_at
+from maskmend.audit.population import BLANK, telling
+from maskmend.audit.run import audit
+from maskmend.audit.selfcheck import SelfCheck
+from maskmend.config import load
+
+SIZE = 72
+
+
+@dataclass
+class Lesions(World):
+    """Images with no lesion or a few. The model misses some, sees some that are not there, and wavers.
+
+    Args:
+        specks: cases in which the model sees a speck where nothing is.
+    """
+
+    specks: list[str] = field(default_factory=list)
+
+
+def lesion(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    grid, radius = np.indices(shape), np.exp(rng.uniform(np.log(4), np.log(9)))
+    centre = rng.uniform(12, SIZE - 12, len(shape)) if len(shape) == 2 else np.array(shape) / 2
+    far = np.sqrt(sum((axis - c) ** 2 for axis, c in zip(grid, centre, strict=True)))
+    return far < radius + 0.8 * noise_field(rng, shape, 4)
+
+
+def lesions(
+    cases: int = 150, *, empty: float, rate: float, seed: int = 0, shape: tuple[int, ...] = (SIZE, SIZE)
+) -> Lesions:
+    world = Lesions(spacing_mm=(1.0,) * len(shape))
+    for number in range(cases):
+        rng, name = np.random.default_rng([seed, number]), f"case{number:04d}"
+        count = 0 if rng.random() < empty else rng.integers(1, 4 if len(shape) == 2 else 2)
+        found = [lesion(rng, shape) for _ in range(count)]
+        truth = np.any(found, axis=0) if found else np.zeros(shape, bool)
+        logit = np.full(shape, -6.0) + 0.5 * noise_field(rng, shape, 4)
+        for one in found:
+            sure = rng.normal(-1, 1) if rng.random() < 0.05 else 6.0
+            waver = 0.6 * noise_field(rng, shape, 4)
+            logit = np.maximum(logit, np.minimum(1.5 * (signed_distance(one) + waver), sure))
+        if rng.random() < 0.1:
+            world.specks.append(name)
+            at = tuple(rng.integers(5, n - 5) for n in shape)
+            logit[tuple(slice(a, a + 2) for a in at)] = 1.0
+        given = truth
+        if rng.random() < rate:
+            kind = rng.choice(["drop", "dilate", "move"]) if found else "invent"
+            world.flawed[name] = str(kind)
+            if kind == "drop":
+                given = truth & ~found[0]
+            elif kind == "invent":
+                given = truth | lesion(rng, shape)
+            else:
+                given = (
+                    ndimage.binary_dilation(truth, iterations=2) if kind == "dilate" else np.roll(truth, 3)
+                )
+        likely = 1 / (1 + np.exp(-logit))
+        world.probs[name] = np.stack([1 - likely, likely]).astype(np.float32)
+        world.truth[name], world.given[name] = truth.astype(np.uint8), given.astype(np.uint8)
+    return world
+
+
+def judged(world: World) -> tuple[Auditor, dict[str, Opinion]]:
+    auditor = fit(world.looks, world.ids)
+    return auditor, {case: auditor.judge(world.look(case)) for case in world.ids}
+
+
+def loss(world: World, case: str) -> float:
+    own = np.take_along_axis(world.probs[case], world.given[case][None].astype(int), 0)
+    return float(-np.log(own + 1e-3).mean())
+
+
+@pytest.mark.parametrize("shape", [(SIZE, SIZE), (28, 28, 28)], ids=["2-D", "3-D"])
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+@pytest.mark.parametrize("empty", [0.0, 0.6, 0.9])
+def test_flawed_masks_come_first_however_many_are_empty(
+    empty: float, rate: float, shape: tuple[int, ...]
+) -> None:
+    world = lesions(150 if len(shape) == 2 else 80, empty=empty, rate=rate, shape=shape)
+    _, opinions = judged(world)
+    wrong = [case in world.flawed for case in world.ids]
+    odds = [opinions[case].odds for case in world.ids]
+    assert roc_auc_score(wrong, odds) > 0.95
+    assert average_precision_score(wrong, odds) > 0.8
+    if empty and len(shape) == 2:
+        assert roc_auc_score(wrong, odds) > roc_auc_score(wrong, [loss(world, case) for case in world.ids])
+    expected = sum(one.flawed for one in opinions.values())
+    assert 0.7 * sum(wrong) < expected < sum(wrong) + 0.15 * len(wrong)
+
+
+def test_blank_cases_are_not_accused_and_do_not_sit_the_exam() -> None:
+    world = lesions(empty=0.7, rate=0.2)
+    auditor, opinions = judged(world)
+    blank = {
+        case for case in world.ids if not world.given[case].any() and (world.probs[case][1] < 0.45).all()
+    }
+    assert 60 < len(blank) < 110
+    assert blank <= auditor.blank() == {case for case in world.ids if opinions[case].evidence.blank}
+    for case in blank:
+        assert opinions[case].odds == pytest.approx(BLANK, abs=0.5)
+        assert opinions[case].dice(opinions[case].look.label)[0] != 0
+    asked: list[str] = []
+    SelfCheck.of(auditor, lambda ids: asked.extend(ids) or world.looks(ids), world.ids)
+    assert len(asked) == len(world.ids) - len(auditor.blank())
+
+
+def test_specks_are_no_missing_objects() -> None:
+    """Of a size that no object has; an object that the model sees as surely is one."""
+    world = lesions(empty=0.6, rate=0.1)
+    _, opinions = judged(world)
+    specks = [case for case in world.specks if not world.truth[case].any() and case not in world.flawed]
+    dropped = [case for case, kind in world.flawed.items() if kind == "drop" and not world.given[case].any()]
+    assert len(specks) > 3
+    assert max(opinions[case].flawed for case in specks) < 0.1
+    assert dropped
+    assert min(opinions[case].flawed for case in dropped) > 0.7
+
+
+def uniform(drawn: bool, chance: float) -> Evidence:
+    """A square that is drawn or not, and seen with this probability by a model that is sure of the rest."""
+    square = np.zeros((60, 60), bool)
+    square[20:40, 20:40] = True
+    likely = np.where(square, chance, 0.0)
+    return gather(look_at("a", np.stack([1 - likely, likely]), (square & drawn).astype(np.uint8), (1.0, 1.0)))
+
+
+@pytest.mark.parametrize("chance", [0.01, 0.1, 0.9, 0.99])
+def test_confidence_is_the_mean_log_odds_of_the_object(chance: float) -> None:
+    evidence = uniform(drawn=chance < 0.5, chance=chance)
+    assert (evidence.drawn, evidence.seen) == (chance < 0.5, chance > 0.5)
+    assert evidence.confidence == pytest.approx(abs(np.log(chance / (1 - chance))), rel=0.15)
+
+
+def test_which_cases_are_blank_and_which_tell() -> None:
+    blank, drawn, seen, both = (
+        uniform(False, 0.4),
+        uniform(True, 0.4),
+        uniform(False, 0.6),
+        uniform(True, 0.6),
+    )
+    assert [one.blank for one in (blank, drawn, seen, both)] == [True, False, False, False]
+    assert np.isnan(blank.surprises).all()
+    assert np.isnan(blank.doubts).all() and np.isnan(drawn.doubts).all()  # noqa: PT018
+    cases = [blank, drawn, seen, *[both] * 10]
+    trusted = np.zeros(13, bool)
+    assert telling(cases, trusted).tolist() == [False, False, False, *[True] * 10]
+    trusted[:3] = True
+    assert telling(cases, trusted).tolist() == [False, True, True, *[True] * 10]
+    assert telling(cases[:-1], trusted[:-1] & False).tolist() == [False, True, False, *[True] * 9]
+
+
+def test_where_no_image_is_empty_an_empty_mask_is_suspect(make_world: Callable[..., Any]) -> None:
+    """However little the model sees; and one that it does not see at all is not called invented."""
+    world = make_world(60, rate=0.2)
+    for case, drawn, chance in (("case0050", False, 0.6), ("case0051", True, 0.4), ("case0052", False, 0.4)):
+        likely = np.where(world.truth[case] > 0, chance, 0.01)
+        world.probs[case] = np.stack([1 - likely, likely]).astype(np.float32)
+        world.given[case] = world.truth[case] * np.uint8(drawn)
+    _, opinions = judged(world)
+    assert opinions["case0050"].flawed > 0.9
+    assert 0.1 < opinions["case0052"].flawed < 0.4  # what mask and model miss both
+    assert opinions["case0051"].flawed < 0.5
+    empty = lesions(empty=0.7, rate=0.1)
+    case = next(case for case in empty.ids if empty.given[case].any() and case not in empty.flawed)
+    likely = np.where(empty.given[case] > 0, 0.4, 0.01)
+    empty.probs[case] = np.stack([1 - likely, likely]).astype(np.float32)
+    assert judged(empty)[1][case].flawed > opinions["case0051"].flawed  # there it may well be
+
+
+def test_a_class_that_most_masks_lack(make_world: Callable[..., Any]) -> None:
+    """The model has it nowhere above a smoke where it is not; masks that have it are not unusual for that."""
+    world = make_world(90, classes=3, rate=0.2)
+    for number, case in enumerate(world.ids):
+        if number % 5:  # the second class becomes the first
+            smoke = 0.2 * world.probs[case][2]
+            world.probs[case] = np.stack(
+                [world.probs[case][0], world.probs[case][1] + world.probs[case][2] - smoke, smoke]
+            )
+            for masks in (world.truth, world.given):
+                masks[case] = np.minimum(masks[case], 1)
+    _, opinions = judged(world)
+    wrong = [case in world.flawed for case in world.ids]
+    assert roc_auc_score(wrong, [opinions[case].odds for case in world.ids]) > 0.97
+    sound = [opinions[case].flawed for case in world.ids[::5] if case not in world.flawed]
+    assert np.mean(sound) < 0.25
+
+
+@pytest.mark.parametrize("seen", [0, 3])
+def test_all_masks_may_be_empty(tmp_path: Path, seen: int) -> None:
+    """Then only what the model sees can be said, and nothing fails."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels", "probs"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for number in range(14):
+        likely = np.full((40, 40), 0.02)
+        if number < seen:
+            likely[10:22, 12:25] = 0.97
+        grey = np.clip(80 + 90 * likely + rng.normal(0, 6, likely.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(grey).save(tmp_path / "data" / "images" / f"{number:02d}.png")
+        Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "data" / "labels" / f"{number:02d}.png")
+        np.savez(
+            tmp_path / "data" / "probs" / f"{number:02d}.npz", probabilities=np.stack([1 - likely, likely])
+        )
+    described = {"labels": {"background": 0, "lesion": 1}}
+    (tmp_path / "data" / "maskmend.json").write_text(json.dumps(described))
+    config = load(None, ["data.allow_missing_classes=true"])
+    answer = audit(tmp_path / "data", tmp_path / "out", config, probs=tmp_path / "data" / "probs")
+    flawed = {one["case"]: one["flawed"] for one in answer["records"]}
+    assert len(flawed) == 14
+    assert {case for case, chance in flawed.items() if chance > 0.5} == {f"{n:02d}" for n in range(seen)}
+    assert max([0.0, *(chance for case, chance in flawed.items() if int(case) >= seen)]) < 0.05
+    assert [one["kind"] for one in answer["records"][:seen]] == ["missing object"] * seen
