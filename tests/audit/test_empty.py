@@ -17,10 +17,12 @@ from tests.audit.conftest import World, noise_field, signed_distance
 
 from maskmend.audit.estimate import Auditor, Opinion, fit
 from maskmend.audit.evidence import Evidence, gather
+from maskmend.audit.injection import invented
 from maskmend.audit.look import look_at
 from maskmend.audit.population import BLANK, telling
 from maskmend.audit.run import audit
 from maskmend.audit.selfcheck import SelfCheck
+from maskmend.audit.suggest import suggest
 from maskmend.config import load
 
 SIZE = 72
@@ -108,20 +110,51 @@ def test_flawed_masks_come_first_however_many_are_empty(
     assert 0.7 * sum(wrong) < expected < sum(wrong) + 0.15 * len(wrong)
 
 
-def test_blank_cases_are_not_accused_and_do_not_sit_the_exam() -> None:
+def test_blank_cases_are_not_accused() -> None:
     world = lesions(empty=0.7, rate=0.2)
-    auditor, opinions = judged(world)
-    blank = {
+    _, opinions = judged(world)
+    blank = [
         case for case in world.ids if not world.given[case].any() and (world.probs[case][1] < 0.45).all()
-    }
+    ]
     assert 60 < len(blank) < 110
-    assert blank <= auditor.blank() == {case for case in world.ids if opinions[case].evidence.blank}
     for case in blank:
+        assert opinions[case].evidence.blank
         assert opinions[case].odds == pytest.approx(BLANK, abs=0.5)
-        assert opinions[case].dice(opinions[case].look.label)[0] != 0
-    asked: list[str] = []
-    SelfCheck.of(auditor, lambda ids: asked.extend(ids) or world.looks(ids), world.ids)
-    assert len(asked) == len(world.ids) - len(auditor.blank())
+        assert opinions[case].noise.sum() < 1
+
+
+def test_the_exam_asks_of_objects_in_empty_images() -> None:
+    world = lesions(empty=0.7, rate=0.2)
+    auditor, _ = judged(world)
+    exam = SelfCheck.of(auditor, world.looks, world.ids)
+    invented = [one for one in exam.answers if one.true_kind == "invented object"]
+    assert len(invented) > 40
+    assert np.median([one.wrong for one in invented]) == pytest.approx(
+        np.median([mask.sum() for mask in world.given.values() if mask.any()]), rel=0.5
+    )
+    assert np.mean([one.odds > 2 for one in invented]) > 0.9
+    assert np.mean([one.kind == "invented object" for one in invented]) > 0.9
+    assert np.mean([one.quality for one in invented]) < 0.1
+    assert exam.facts()["auroc"] > 0.9
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (20, 30, 40)])
+@pytest.mark.parametrize("seed", range(6))
+def test_an_invented_object_is_a_ball_in_the_image(shape: tuple[int, ...], seed: int) -> None:
+    probs = np.stack([np.full(shape, 0.99), np.full(shape, 0.006), np.full(shape, 0.004)])
+    spacing = (1.0, 2.0, 0.5)[: len(shape)]
+    look = look_at("a", probs, np.zeros(shape, np.uint8), spacing)
+    rng = np.random.default_rng(seed)
+    made = invented(look, 6.0, rng)
+    label = made.whole(made.label)
+    assert label.shape == shape
+    assert len(np.unique(label)) == 2
+    at = np.argwhere(label) * spacing
+    assert np.ptp(at, axis=0).max() <= 12.0
+    volume = len(at) * np.prod(spacing)
+    assert volume <= 1.15 * {2: np.pi * 36, 3: np.pi * 288}[len(shape)]
+    for other in ("probs", "label"):
+        assert getattr(made, other).shape[-len(shape) :] == made.label.shape
 
 
 def test_specks_are_no_missing_objects() -> None:
@@ -134,6 +167,19 @@ def test_specks_are_no_missing_objects() -> None:
     assert max(opinions[case].flawed for case in specks) < 0.1
     assert dropped
     assert min(opinions[case].flawed for case in dropped) > 0.7
+
+
+def test_of_an_object_that_is_not_there_all_voxels_are_wrong() -> None:
+    world = lesions(empty=0.7, rate=0.2)
+    _, opinions = judged(world)
+    invented = [case for case, kind in world.flawed.items() if kind == "invent"]
+    assert len(invented) > 10
+    for case in invented:
+        opinion, drawn = opinions[case], world.given[case] > 0
+        if opinion.evidence.seen:  # a speck elsewhere
+            continue
+        assert opinion.look.whole(opinion.noise)[drawn].min() >= opinion.flawed - 0.01
+        assert not suggest(opinion).any()
 
 
 def uniform(drawn: bool, chance: float) -> Evidence:

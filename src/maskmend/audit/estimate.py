@@ -230,10 +230,6 @@ class Auditor:
     usual_overlap: float = 1.0
     seen: Mapping[tuple[str, int, float], Evidence] = field(default_factory=dict, repr=False)
 
-    def blank(self) -> frozenset[str]:
-        """The cases that it was fitted to in which nothing is drawn and nothing seen."""
-        return frozenset(case for (case, *_), evidence in self.seen.items() if evidence.blank)
-
     def flawed(self) -> dict[str, float]:
         """P(flawed) by the models alone of the cases that it was fitted to."""
         odds = self.population.log_odds(list(self.seen.values()))
@@ -248,6 +244,9 @@ class Auditor:
         judge = self.population
         verdict, doubt = (float(f([evidence])[0]) for f in (judge.verdict, judge.usual.excess))
         noise = self.voxels.noise(look, verdict)
+        if evidence.drawn != evidence.seen:  # wrong are all voxels of it or none
+            there = (look.label > 0) | (look.decided > 0)
+            noise = np.maximum(noise, population.sigmoid(np.float32(verdict)) * there).astype(np.float32)
         beforehand = float(judge.beforehand([evidence])[0])
         sure = Opinion(look, evidence, verdict, 0.0, noise, self.usual_overlap, doubt, beforehand)
         return sure.lost_by(float(population.lost_at(np.float64(doubt))))

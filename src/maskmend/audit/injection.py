@@ -42,11 +42,25 @@ def inject(look: Look, rng: np.random.Generator) -> tuple[np.ndarray, Kind] | No
     drawn = int((look.label > 0).sum())
     if not drawn:
         return None
+    radius_mm = ball_radius(drawn * float(np.prod(look.spacing_mm)), look.label.ndim)
     for _ in range(_TRIES):
-        changed, kind = _one(look, rng, _radius_mm(look, drawn))
+        changed, kind = _one(look, rng, radius_mm)
         if (changed != look.label).sum() > LEAST_CHANGE * drawn:
             return changed, kind
     return None
+
+
+def invented(look: Look, radius_mm: float, rng: np.random.Generator) -> Look:
+    """A look in which nothing is drawn with a ball drawn somewhere in the image, of any class."""
+    shape, spacing = np.array(look.shape), np.array(look.spacing_mm)
+    centre = np.floor(rng.uniform(size=len(shape)) * shape).astype(int)
+    far = np.ceil(radius_mm / spacing).astype(int) + MARGIN
+    low, high = np.maximum(centre - far, 0), np.minimum(centre + far + 1, shape)
+    wide = look.within(tuple(slice(*ends) for ends in zip(low.tolist(), high.tolist(), strict=True)))
+    places = np.ogrid[wide.box]
+    squares = sum((step * (at - c)) ** 2 for step, at, c in zip(spacing, places, centre, strict=True))
+    label = np.where(squares <= radius_mm**2, rng.integers(1, look.classes), 0)
+    return wide.with_label(label if wide.valid is None else np.where(wide.valid, label, 0))
 
 
 def _one(look: Look, rng: np.random.Generator, radius_mm: float) -> tuple[np.ndarray, Kind]:
@@ -94,7 +108,6 @@ def _patches(shape: Sequence[int], wide: Sequence[float], rng: np.random.Generat
     return np.asarray(field > 0)
 
 
-def _radius_mm(look: Look, voxels: int) -> float:
-    """Of a disc or ball as large as the foreground."""
-    volume = voxels * float(np.prod(look.spacing_mm))
-    return (volume / np.pi) ** 0.5 if look.label.ndim == 2 else (volume * 0.75 / np.pi) ** (1 / 3)
+def ball_radius(volume: float, ndim: int) -> float:
+    """Of a disc (mm2) or ball (mm3) of this volume, mm."""
+    return (volume / np.pi) ** 0.5 if ndim == 2 else (volume * 0.75 / np.pi) ** (1 / 3)

@@ -76,6 +76,11 @@ class Usual:
         return lost_at(self.excess(cases))
 
     @property
+    def volume(self) -> float:
+        """Of what is drawn in a case, mm2 or mm3."""
+        return float(np.exp(self.signed[0, 0, SIZE]))
+
+    @property
     def offsets(self) -> np.ndarray:
         """(G,) the middle of the signed offsets, mm."""
         return np.asarray(self.signed[0, :, 0])

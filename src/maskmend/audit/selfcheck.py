@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from maskmend.audit.estimate import Auditor, Looks, Opinion, mask_dice, mean_dice
-from maskmend.audit.injection import inject
+from maskmend.audit.injection import ball_radius, inject, invented
 from maskmend.audit.kinds import case_kind
 from maskmend.audit.record import Kind
 from maskmend.audit.suggest import suggest
@@ -69,7 +69,7 @@ class SelfCheck:
         backing: float = 1.0,
         over: Mapper = in_turn,
     ) -> SelfCheck:
-        """Examine an auditor on at most 100 of the cases with these ids, whose masks are believed and not blank.
+        """Examine an auditor on at most 100 of the cases with these ids, whose masks are believed.
 
         Args:
             auditor: fitted.
@@ -79,8 +79,7 @@ class SelfCheck:
             backing: how far the images bear out the models, see `Opinion.backed`.
             over: spreads the cases; other processes need `looks` that can be pickled.
         """
-        rng, nothing = np.random.default_rng([seed, 20]), auditor.blank()
-        ids = [case for case in ids if case not in nothing]
+        rng = np.random.default_rng([seed, 20])
         chosen = [ids[i] for i in sorted(rng.permutation(len(ids))[:CASES])]
         found = over(partial(_examined, auditor, looks, seed, backing), list(enumerate(chosen)))
         return cls(tuple(answer for answers in found for answer in answers), auditor.population.rate)
@@ -148,9 +147,13 @@ def _examined(
     number, case = item
     look, rng = next(looks([case])).thinned(), np.random.default_rng([seed, 21, number])
     opinion = auditor.judge(look)
-    if opinion.flawed >= 0.5 or opinion.evidence.blank:
+    if opinion.flawed >= 0.5:
         return []
     answers = [_answer(opinion, backing, look.label, "sound")]
+    if opinion.evidence.blank:
+        radius_mm = ball_radius(auditor.population.usual.volume, look.label.ndim)
+        spoilt = auditor.judge(invented(look, radius_mm, rng))
+        return [*answers, _answer(spoilt, backing, np.zeros_like(spoilt.look.label), "invented object")]
     for _ in range(PER_CASE):
         if error := inject(look, rng):
             wrong = auditor.judge(look.with_label(error[0]))
