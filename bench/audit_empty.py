@@ -1,6 +1,6 @@
 """The audit where most masks are empty, as of lesions or in slices: one slice of each hippocampus volume.
 
-    python bench/audit_empty.py train [--seeds 10,11,12,13,14] [--only 0.8]     # probabilities are kept on disk
+    python bench/audit_empty.py train [--seeds 10,11,12,13,14] [--only "empty 0.8"]     # probabilities are kept on disk
     python bench/audit_empty.py score [--seeds ...] [--only ...] [--table ...]
     python bench/audit_empty.py report
 

@@ -15,11 +15,12 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.audit.conftest import World, noise_field, signed_distance
 
+from maskmend.audit import estimate
 from maskmend.audit.estimate import Auditor, Opinion, fit
 from maskmend.audit.evidence import Evidence, gather
 from maskmend.audit.injection import invented
-from maskmend.audit.look import look_at
-from maskmend.audit.population import BLANK, telling
+from maskmend.audit.look import Look, look_at
+from maskmend.audit.population import BLANK, Judge, Usual, first_trust, telling
 from maskmend.audit.run import audit
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.suggest import suggest
@@ -276,3 +277,107 @@ def test_all_masks_may_be_empty(tmp_path: Path, seen: int) -> None:
     assert {case for case, chance in flawed.items() if chance > 0.5} == {f"{n:02d}" for n in range(seen)}
     assert max([0.0, *(chance for case, chance in flawed.items() if int(case) >= seen)]) < 0.05
     assert [one["kind"] for one in answer["records"][:seen]] == ["missing object"] * seen
+
+
+# ---- the rules one by one ------------------------------------------------------------------------------
+
+
+def knowing(empty: float) -> Judge:
+    """A judge of squares of which this share is not there."""
+    both = [uniform(True, chance) for chance in np.linspace(0.9, 0.99, 12)]
+    return Judge(Usual.of(both, np.ones(12)), (), None, None, np.ones(12), 0.1, empty)
+
+
+def test_how_common_empty_images_are_counts() -> None:
+    seen, drawn, nothing = uniform(False, 0.8), uniform(True, 0.3), uniform(False, 0.3)
+    rare, common = (knowing(empty).verdict([seen, drawn, nothing]) for empty in (0.05, 0.8))
+    assert rare[0] - common[0] == pytest.approx(np.log(19) + np.log(4), abs=0.1)
+    assert common[1] > 1.5
+    assert rare[1] == pytest.approx(np.log(1 / 9), abs=0.01)  # as wrong as any
+    assert rare[2] > common[2] == BLANK
+    lost, _ = (knowing(empty).beforehand([seen, drawn]) for empty in (0.05, 0.8))
+    assert lost.tolist() == [0.95, 0.1]
+
+
+def test_what_is_seen_must_be_as_large_as_objects_are() -> None:
+    speck = np.zeros((60, 60))
+    speck[5:7, 5:7] = 0.99
+    small = gather(look_at("a", np.stack([1 - speck, speck]), np.zeros((60, 60), np.uint8), (1.0, 1.0)))
+    assert small.seen_size == pytest.approx(np.log(1 + 4 * 0.99), abs=0.05)
+    judge = knowing(0.5)
+    assert judge.verdict([uniform(False, 0.99)])[0] > 3
+    assert judge.verdict([small])[0] < -3
+
+
+def test_who_is_trusted_at_first() -> None:
+    """Not masks of which the model sees nothing, however little it contradicts them, but those that are blank."""
+    moved = np.zeros((60, 60), np.uint8)
+    moved[26:46, 20:40] = 1
+    likely = np.zeros((60, 60))
+    likely[20:40, 20:40] = 0.9
+    wavering = gather(look_at("a", np.stack([1 - likely, likely]), moved, (1.0, 1.0)))
+    drawn, seen, nothing = uniform(True, 0.45), uniform(False, 0.55), uniform(False, 0.2)
+    assert max(drawn.surprises[0], seen.surprises[0]) < wavering.surprises[0]
+    trust = first_trust([wavering] * 12 + [drawn, seen, nothing], np.zeros(15, bool))
+    assert trust.tolist() == [1.0] * 12 + [0.0, 0.0, 1.0]
+
+
+def test_blank_cases_change_nothing_for_others(make_world: Callable[..., Any]) -> None:
+    """With a hundred of them, with smoke of the model in each, all that is learnt is the same."""
+    world = make_world(40, rate=0.25)
+    alone = fit(world.looks, world.ids)
+    for number in range(100):
+        rng = np.random.default_rng(number)
+        likely = np.clip(0.1 + 0.05 * noise_field(rng, (64, 64), 4), 0.01, 0.4)
+        world.probs[f"z{number}"] = np.stack([1 - likely, likely]).astype(np.float32)
+        world.given[f"z{number}"] = np.zeros((64, 64), np.uint8)
+    among = fit(world.looks, world.ids)
+    assert among.calibration.scale == pytest.approx(alone.calibration.scale, rel=1e-6)
+    for name in ("surprises", "signed", "doubts"):
+        assert np.allclose(getattr(among.population.usual, name), getattr(alone.population.usual, name))
+    for ours, theirs in (
+        (among.population.by_kind, alone.population.by_kind),
+        (among.population.together, alone.population.together),
+    ):
+        assert ours is not None
+        assert theirs is not None
+        assert np.allclose(ours.weights, theirs.weights, atol=1e-3)
+        assert np.allclose(ours.rates, theirs.rates, atol=1e-3)
+    assert np.allclose(among.voxels.weights, alone.voxels.weights, rtol=0.02, atol=0.02)
+    assert among.population.empty > 0.6 > 0.1 > alone.population.empty
+
+
+def test_errors_are_made_where_something_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are cases for, not as if the blank ones took their share."""
+    world, made = lesions(empty=0.9, rate=0.1), []
+    make = estimate._make
+
+    def counted(look: Look, rng: np.random.Generator) -> Any:
+        made.append(look.case)
+        return make(look, rng)
+
+    monkeypatch.setattr(estimate, "_make", counted)
+    fit(world.looks, world.ids)
+    assert not [case for case in made if not world.given[case].any()]
+    assert len(made) == 6 * len(set(made)) > 30
+
+
+@pytest.mark.parametrize("empty", [0.6, 0.9])
+def test_wrong_voxels_are_counted(empty: float) -> None:
+    world = lesions(empty=empty, rate=0.2)
+    _, opinions = judged(world)
+    expected = sum(float(one.noise.sum()) for one in opinions.values())
+    true = sum(int((world.given[case] != world.truth[case]).sum()) for case in world.ids)
+    assert expected == pytest.approx(true, rel=0.3)
+
+
+def test_of_an_object_that_only_the_model_sees_voxels_are_wrong_as_far_as_it_sees_them() -> None:
+    world = lesions(empty=0.5, rate=0.0)
+    case = next(case for case in world.ids if world.given[case].any())
+    world.given[case] = np.zeros_like(world.given[case])
+    opinion = judged(world)[1][case]
+    assert opinion.evidence.seen
+    assert opinion.flawed > 0.9
+    likely, noise = 1 - opinion.look.given, opinion.noise
+    share = noise[likely > 0.1] / likely[likely > 0.1]
+    assert 0.75 < share.min() <= share.max() < 1.1

@@ -39,11 +39,13 @@ class Evidence:
             is neither drawn nor likely anywhere.
         doubts: (2,) how unsure the model is of this image, whatever the mask: softness of its outline, and roughness.
             NaN where it sees nothing.
+        seen_size: log of the volume of what the model sees, as the size of what is drawn.
     """
 
     surprises: np.ndarray
     signed: np.ndarray
     doubts: np.ndarray
+    seen_size: float
 
     @property
     def blank(self) -> bool:
@@ -85,8 +87,8 @@ def gather(look: Look) -> Evidence:
 
     offset: mm by which the mask's outline lies outside the model's, mean over the outline.
     shift: mm between the centres, by axis. stretch: change of the second moments, relative to the size.
-    size: log of the volume of what is drawn, or else seen. roughness: log of outline over what a ball of this volume
-    has. pieces: log of the number of connected parts.
+    size: log of the mask's volume. roughness: log of outline over what a ball of this volume has.
+    pieces: log of the number of connected parts.
     """
     soft, drawn = _soft(look), look.label > 0
     masks = _drawn_parts(look, drawn)
@@ -100,7 +102,8 @@ def gather(look: Look) -> Evidence:
         np.log(contradiction / volume + _FAINT),
         np.log(against / outline_voxels + _FAINT),
     ])  # fmt: skip
-    found = Evidence(surprises, _differences(masks, soft.parts, look.spacing_mm), soft.doubts)
+    seen_size = float(np.log((soft.parts.moments.mass[0] + 1) * voxel))
+    found = Evidence(surprises, _differences(masks, soft.parts, look.spacing_mm), soft.doubts, seen_size)
     return replace(found, surprises=np.full_like(surprises, np.nan)) if found.blank else found
 
 
@@ -216,12 +219,11 @@ def _differences(masks: _Parts, parts: _Parts, spacing_mm: Sequence[float]) -> n
     out = np.empty((len(volume), len(signed_names(ndim))))
     out[:, 0] = 2 * (drawn.mass - soft.mass) * voxel / (masks.outline + parts.outline + voxel**flat)
     out[:, 1:-3] = _changes(drawn, soft, volume, voxel)
-    out[:, -3] = np.log(np.where(drawn.mass > 0, drawn.mass, soft.mass) * voxel + voxel)
+    out[:, -3] = np.log(drawn.mass * voxel + voxel)
     ball = (np.maximum(volume, 0.25) * voxel) ** flat
     out[:, -2] = np.where(drawn.mass > 0, np.log((masks.outline + 1e-6) / ball), 0)
     out[:, -1] = np.log1p(masks.pieces)
     out[masks.pieces + parts.pieces == 0] = np.nan
-    out[masks.pieces == 0, -2:] = np.nan
     return out
 
 

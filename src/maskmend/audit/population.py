@@ -38,7 +38,7 @@ BLANK, RARE = (
     -6.0,
     1.5,
 )  # log odds of a blank case where many are; by how much more where few are, see `Judge.verdict`
-MOST_PRIOR = 3.0  # log odds that the share of empty images can give
+MOST_PRIOR = 5.0  # log odds that the share of empty images can give
 SIZE = -3  # column of `Evidence.signed`
 LEAST_TELLING = 10  # cases that tell, below which others are asked too
 LEAST_CASES = 20  # from which conventions are looked for
@@ -196,7 +196,7 @@ class Judge:
         if case.drawn:
             return max(case.confidence - self._fullness, float(logit(np.float64(self.rate))))
         middle, spread = self.usual.signed[:, 0, SIZE]
-        small = max((middle - case.signed[0, SIZE]) / spread - 1, 0.0)
+        small = max((middle - case.seen_size) / spread - 1, 0.0)
         return float(case.confidence + self._fullness - small)
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:

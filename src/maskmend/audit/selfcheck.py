@@ -108,7 +108,9 @@ class SelfCheck:
         return {
             "masks": len(self.answers),
             "auroc": round(float(above.mean()), 4),
-            "dice_correlation": round(float(np.corrcoef(qualities.T)[0, 1]), 4),
+            "dice_correlation": round(float(np.corrcoef(qualities.T)[0, 1]), 4)
+            if np.ptp(qualities, axis=0).min() > 0
+            else None,
             "kind_accuracy": round(float(np.mean([one.kind == one.true_kind for one in named])), 4)
             if named
             else None,
