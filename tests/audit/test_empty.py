@@ -379,5 +379,5 @@ def test_of_an_object_that_only_the_model_sees_voxels_are_wrong_as_far_as_it_see
     assert opinion.evidence.seen
     assert opinion.flawed > 0.9
     likely, noise = 1 - opinion.look.given, opinion.noise
-    share = noise[likely > 0.1] / likely[likely > 0.1]
+    share = noise[likely > 0.5] / likely[likely > 0.5]
     assert 0.75 < share.min() <= share.max() < 1.1
