@@ -160,7 +160,7 @@ class Judge:
         by_kind, together: density ratios; None where no errors could be made.
         trust: (N,) of the cases it was fitted on, that they are sound.
         rate: estimated share of flawed cases.
-        empty: share of images with nothing in them, in (0, 1).
+        empty: share of empty masks, in (0, 1).
     """
 
     usual: Usual
@@ -283,8 +283,8 @@ def fit(
     """
     known = tuple(sorted(set(kinds)))
     number = np.array([known.index(one) for one in kinds], int)
-    told, nothing = telling(cases, trusted), blank(cases)
-    empty = float((nothing.sum() + 1) / ((told | nothing).sum() + 2))
+    told, undrawn = telling(cases, trusted), sum(not case.drawn for case in cases)
+    empty = (undrawn + 1) / (len(cases) + 2)
     judge = Judge(Usual.of(cases, trust), known, None, None, trust, 0.0, empty)
     lost = judge.usual.lost(cases)
     asked = ~trusted & told & (lost < 0.5)
