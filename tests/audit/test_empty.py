@@ -15,7 +15,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.audit.conftest import World, noise_field, signed_distance
 
-from maskmend.audit import estimate
+from maskmend.audit import estimate, population
 from maskmend.audit.estimate import Auditor, Opinion, fit
 from maskmend.audit.evidence import Evidence, gather
 from maskmend.audit.injection import invented
@@ -282,10 +282,10 @@ def test_all_masks_may_be_empty(tmp_path: Path, seen: int) -> None:
 # ---- the rules one by one ------------------------------------------------------------------------------
 
 
-def knowing(empty: float) -> Judge:
-    """A judge of squares of which this share is not there."""
+def knowing(empty: float, seen_in_empty: float = 0.1) -> Judge:
+    """A judge of squares of which this share is not there, and which the model sees in this share of these."""
     both = [uniform(True, chance) for chance in np.linspace(0.9, 0.99, 12)]
-    return Judge(Usual.of(both, np.ones(12)), (), None, None, np.ones(12), 0.1, empty)
+    return Judge(Usual.of(both, np.ones(12)), (), None, None, np.ones(12), 0.1, empty, seen_in_empty)
 
 
 def test_how_common_empty_images_are_counts() -> None:
@@ -307,6 +307,42 @@ def test_what_is_seen_must_be_as_large_as_objects_are() -> None:
     judge = knowing(0.5)
     assert judge.verdict([uniform(False, 0.99)])[0] > 3
     assert judge.verdict([small])[0] < -3
+
+
+def test_what_the_model_sees_in_most_empty_masks_is_its_habit() -> None:
+    seen = [uniform(False, 0.8)]
+    once, often, always = (knowing(0.5, share).verdict(seen)[0] for share in (0.1, 0.6, 0.9))
+    assert once == often
+    assert always == pytest.approx(once - np.log(2), abs=1e-6)  # at most three in nine are wrong
+
+
+def test_where_errors_cannot_be_told_no_more_rounds_lead_astray(make_world: Callable[..., Any]) -> None:
+    """Trust stays with the half that agrees best."""
+    rounds: list[int] = []
+    of = population.Ratios.of
+
+    def counted(*told: Any) -> Any:
+        rounds.append(1)
+        return of(*told)
+
+    world = make_world(40, rate=0.3)
+    for found, count in ((0.8, population.ROUNDS), (0.7, 1)):
+        rounds.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(population.Ratios, "of", counted)
+            patch.setattr(population, "apart", lambda *told, found=found: found)
+            fit(world.looks, world.ids)
+        assert len(rounds) == 2 * count
+
+
+def test_errors_are_set_apart_as_a_count_says() -> None:
+    rng = np.random.default_rng(0)
+    sound, wrong, weight = rng.integers(0, 5, (40, 2)), rng.integers(0, 6, (30, 2)), rng.random(40)
+    ratios = population.Ratios(np.array([[-1.0, 0.5, 2.0]]), np.array([0.1]))
+    score = [rows @ [0.5, 2.0] for rows in (sound, wrong)]
+    pairs = (score[1] > score[0][:, None]) + 0.5 * (score[1] == score[0][:, None])
+    counted = float((weight[:, None] * pairs).sum() / weight.sum() / 30)
+    assert population.apart(ratios, sound, weight, wrong) == pytest.approx(counted)
 
 
 def test_who_is_trusted_at_first() -> None:

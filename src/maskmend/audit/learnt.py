@@ -51,7 +51,7 @@ class Story(BaseModel):
         labels: class name to file value, background first.
         ndim: axes of an image.
         folds: for each case and group of cases, see `fold_key`, the fold whose model has not seen it.
-        kinds, rate, empty, usual_overlap: as of `Judge` and `Auditor`.
+        kinds, rate, empty, seen_in_empty, usual_overlap: as of `Judge` and `Auditor`.
         answers: of the exam. exam_rate: its rate.
         outlines: cases of the rows of looks.
         expected, scale: of the images' witness; None where there were too few outlines for one.
@@ -72,6 +72,7 @@ class Story(BaseModel):
     kinds: list[str]
     rate: Share
     empty: Annotated[float, Field(gt=0, lt=1)]
+    seen_in_empty: Share
     usual_overlap: Share
     answers: list[Answer]
     exam_rate: Share
@@ -144,7 +145,8 @@ class Learnt:
             "format": FORMAT, "source": self.source, "place": str(self.place) if self.place else None,
             "model": self.model, "turned": self.turned, "in_sample": self.in_sample, "hidden": self.hidden,
             "labels": dict(self.labels), "ndim": self.ndim, "folds": dict(self.folds), "kinds": judge.kinds,
-            "rate": judge.rate, "empty": judge.empty, "usual_overlap": auditor.usual_overlap,
+            "rate": judge.rate, "empty": judge.empty,
+            "seen_in_empty": judge.seen_in_empty, "usual_overlap": auditor.usual_overlap,
             "answers": [asdict(one) for one in self.check.answers], "exam_rate": self.check.rate,
             "outlines": ids, "expected": self.expected, "scale": self.scale,
             "volumes_mm3": {case: dict(one) for case, one in self.volumes_mm3.items()},
@@ -194,7 +196,16 @@ class Learnt:
             for name in ("by_kind", "together")
         )
         usual = Usual(arrays["surprises"], arrays["signed"], arrays["doubts"])
-        judge = Judge(usual, tuple(story.kinds), by_kind, together, np.zeros(0), story.rate, story.empty)
+        judge = Judge(
+            usual,
+            tuple(story.kinds),
+            by_kind,
+            together,
+            np.zeros(0),
+            story.rate,
+            story.empty,
+            story.seen_in_empty,
+        )
         auditor = Auditor(
             Calibration(float(arrays["scale"][0]), arrays["bias"]),
             judge,

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROUNDS = 4  # more let subtle flaws widen what counts as usual
+LEAST_APART = (
+    0.75  # errors from sound masks, see `apart`; below, what counts as usual widens until nothing is unusual
+)
 RIDGE = 0.01
 BELIEVED = 0.5  # share of cases that the first guess takes for sound
 RATE = (0.002, 0.6)  # least of each kind, most of all together: beyond, the flaws are the convention
@@ -38,6 +41,7 @@ BLANK, RARE = (
     -6.0,
     1.5,
 )  # log odds of a blank case where many are; by how much more where few are, see `Judge.verdict`
+MOST_MISSED = 0.3  # share of the empty masks that may be wrong
 MOST_PRIOR = 5.0  # log odds that the share of empty images can give
 SIZE = -3  # column of `Evidence.signed`
 LEAST_TELLING = 10  # cases that tell, below which others are asked too
@@ -161,6 +165,7 @@ class Judge:
         trust: (N,) of the cases it was fitted on, that they are sound.
         rate: estimated share of flawed cases.
         empty: share of empty masks, in (0, 1).
+        seen_in_empty: share of these in which the model sees something.
     """
 
     usual: Usual
@@ -170,6 +175,7 @@ class Judge:
     trust: np.ndarray
     rate: float
     empty: float
+    seen_in_empty: float
 
     def verdict(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) log of P(flawed) / P(sound), if the model can be believed."""
@@ -191,13 +197,15 @@ class Judge:
         """Log odds that the mask is wrong where something is drawn and nothing seen, or the other way round.
 
         Errors made in outlines say nothing of that. The model's confidence does, and how common empty images are; what
-        it sees also by its size, for specks are seen in many.
+        it sees also by its size, for specks are seen in many, and by how often it sees
+        anything in empty ones.
         """
         if case.drawn:
             return max(case.confidence - self._fullness, float(logit(np.float64(self.rate))))
         middle, spread = self.usual.signed[:, 0, SIZE]
         small = max((middle - case.seen_size) / spread - 1, 0.0)
-        return float(case.confidence + self._fullness - small)
+        habit = max(np.log(max(self.seen_in_empty - MOST_MISSED, 1e-3) / MOST_MISSED), 0.0)
+        return float(case.confidence + self._fullness - small - habit)
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) the same, with what is known where the model is lost."""
@@ -283,12 +291,13 @@ def fit(
     """
     known = tuple(sorted(set(kinds)))
     number = np.array([known.index(one) for one in kinds], int)
-    told, undrawn = telling(cases, trusted), sum(not case.drawn for case in cases)
-    empty = (undrawn + 1) / (len(cases) + 2)
-    judge = Judge(Usual.of(cases, trust), known, None, None, trust, 0.0, empty)
+    told, undrawn = telling(cases, trusted), [case for case in cases if not case.drawn]
+    empty = (len(undrawn) + 1) / (len(cases) + 2)
+    seen = sum(case.seen for case in undrawn) / max(len(undrawn), 1)
+    judge = Judge(Usual.of(cases, trust), known, None, None, trust, 0.0, empty, seen)
     lost = judge.usual.lost(cases)
     asked = ~trusted & told & (lost < 0.5)
-    for _ in range(ROUNDS if known else 0):
+    for number_of_round in range(ROUNDS if known else 0):
         weight = np.where(trusted, 1.0, trust * (1 - lost)) * told
         usual = Usual.of(cases, weight)
         sound, wrong = inputs(cases, usual), inputs(flawed, usual)
@@ -296,10 +305,21 @@ def fit(
         together = Ratios.of(sound, wrong, np.zeros_like(number), weight, origin, asked)
         doubt = sigmoid(0.5 * (by_kind.odds(sound[asked]) + together.odds(sound[asked])))
         rate = float(np.clip(doubt.mean() if len(doubt) else 0.0, *RATE))
-        judge = Judge(usual, known, by_kind, together, trust, rate, empty)
+        judge = replace(judge, usual=usual, by_kind=by_kind, together=together, trust=trust, rate=rate)
         trust = np.where(trusted, 1.0, sigmoid(-judge.log_odds(cases)))
         judge = replace(judge, trust=trust)
+        if number_of_round == 0 and apart(together, sound, weight, wrong) < LEAST_APART:
+            break
     return judge
+
+
+def apart(ratios: Ratios, sound: np.ndarray, weight: np.ndarray, wrong: np.ndarray) -> float:
+    """How often an error (M, I) ranks above a sound case (N, I) of this weight (N,); 0.5 is chance."""
+    sounds, wrongs = (rows @ ratios.weights[0, 1:] for rows in (sound, wrong))
+    order = np.argsort(sounds)
+    below = np.concatenate([[0.0], np.cumsum(share(weight)[order])])
+    sides = [below[np.searchsorted(sounds[order], wrongs, side)] for side in ("left", "right")]
+    return float(np.mean(sides))
 
 
 def logistic(
