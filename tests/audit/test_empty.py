@@ -314,6 +314,7 @@ def test_what_the_model_sees_in_most_empty_masks_is_its_habit() -> None:
     once, often, always = (knowing(0.5, share).verdict(seen)[0] for share in (0.1, 0.6, 0.9))
     assert once == often
     assert always == pytest.approx(once - np.log(2), abs=1e-6)  # at most three in nine are wrong
+    assert knowing(0.1, 0.1).verdict(seen)[0] == knowing(0.1, 1.0).verdict(seen)[0]  # all may be
 
 
 def test_where_errors_cannot_be_told_no_more_rounds_lead_astray(make_world: Callable[..., Any]) -> None:

@@ -41,7 +41,8 @@ BLANK, RARE = (
     -6.0,
     1.5,
 )  # log odds of a blank case where many are; by how much more where few are, see `Judge.verdict`
-MOST_MISSED = 0.3  # share of the empty masks that may be wrong
+FEW_EMPTY = 0.2  # share of all masks, below which all empty ones may be wrong
+MOST_MISSED = 0.3  # share of the empty masks that may be, of more
 MOST_PRIOR = 5.0  # log odds that the share of empty images can give
 SIZE = -3  # column of `Evidence.signed`
 LEAST_TELLING = 10  # cases that tell, below which others are asked too
@@ -204,7 +205,8 @@ class Judge:
             return max(case.confidence - self._fullness, float(logit(np.float64(self.rate))))
         middle, spread = self.usual.signed[:, 0, SIZE]
         small = max((middle - case.seen_size) / spread - 1, 0.0)
-        habit = max(np.log(max(self.seen_in_empty - MOST_MISSED, 1e-3) / MOST_MISSED), 0.0)
+        sound = max(self.seen_in_empty - MOST_MISSED, 1e-3)
+        habit = max(np.log(sound / MOST_MISSED), 0.0) if self.empty > FEW_EMPTY else 0.0
         return float(case.confidence + self._fullness - small - habit)
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
