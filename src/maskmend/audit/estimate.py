@@ -245,8 +245,8 @@ class Auditor:
         verdict, doubt = (float(f([evidence])[0]) for f in (judge.verdict, judge.usual.excess))
         noise = self.voxels.noise(look, verdict)
         if evidence.drawn != evidence.seen:  # wrong are all voxels of it or none
-            object_ = np.where(look.label > 0, 1, 1 - look.given) * (noise > 0)
-            noise = np.maximum(noise, population.sigmoid(np.float64(verdict)) * object_).astype(np.float32)
+            there = np.where(look.label > 0, 1, 1 - look.given) * (noise > 0)
+            noise = np.maximum(noise, population.sigmoid(np.float64(verdict)) * there).astype(np.float32)
         beforehand = float(judge.beforehand([evidence])[0])
         sure = Opinion(look, evidence, verdict, 0.0, noise, self.usual_overlap, doubt, beforehand)
         return sure.lost_by(float(population.lost_at(np.float64(doubt))))

@@ -1,6 +1,6 @@
 """What is usual among the cases, and how likely a case with these figures is flawed, by kind of error.
 
-Nobody says which masks are sound. Four things stand in for it:
+Nobody says which masks are sound. Five things stand in for it:
 
 1. the masks that agree best with the models are a first guess (`first_trust`); where the outlines fall into several
    conventions (half of the masks drawn too large), the shared one counts (`maskmend.mixture.Groups`);
@@ -11,7 +11,9 @@ Nobody says which masks are sound. Four things stand in for it:
    case: where many masks are drawn too large, a slightly large one is more suspicious. By kind alone this goes too
    far on few cases, all kinds together go not far enough: the log odds of both are averaged;
 4. on some images a model is lost: its outline is far softer or more ragged than on the others. Its verdict says
-   nothing there, and the case is as likely flawed as any.
+   nothing there, and the case is as likely flawed as any;
+5. where nothing is drawn and nothing seen there is nothing to judge, and where only one of the two has something the
+   question is whether it is there (`Judge.verdict`): neither says what is usual in outlines (`telling`).
 """
 
 from __future__ import annotations
@@ -28,19 +30,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROUNDS = 4  # more let subtle flaws widen what counts as usual
-LEAST_APART = (
-    0.75  # errors from sound masks, see `apart`; below, what counts as usual widens until nothing is unusual
-)
+LEAST_APART = 0.75  # see `apart`; below, what counts as usual widens until nothing is unusual
 RIDGE = 0.01
 BELIEVED = 0.5  # share of cases that the first guess takes for sound
 RATE = (0.002, 0.6)  # least of each kind, most of all together: beyond, the flaws are the convention
 SETTLED = 1e-9  # change of the rates, after which nothing moves any more
 LOST = (4.0, 0.7)  # spreads above the usual doubt at which a model is as likely lost as not, and how sharply
 UNKNOWN = -4.0  # log odds where no errors could be made to learn from
-BLANK, RARE = (
-    -6.0,
-    1.5,
-)  # log odds of a blank case where many are; by how much more where few are, see `Judge.verdict`
+BLANK = -6.0  # log odds of a blank case, where most masks are empty
+RARE = 1.5  # by how much of the log odds that an image is not empty they are more, where fewer are
 FEW_EMPTY = 0.2  # share of all masks, below which all empty ones may be wrong
 MOST_MISSED = 0.3  # share of the empty masks that may be, of more
 MOST_PRIOR = 5.0  # log odds that the share of empty images can give
@@ -197,9 +195,8 @@ class Judge:
     def _is_it_there(self, case: Evidence) -> float:
         """Log odds that the mask is wrong where something is drawn and nothing seen, or the other way round.
 
-        Errors made in outlines say nothing of that. The model's confidence does, and how common empty images are; what
-        it sees also by its size, for specks are seen in many, and by how often it sees
-        anything in empty ones.
+        Errors made in outlines say nothing of that. The model's confidence does, and how common empty images are; of
+        what it sees also its size, for specks are seen in many, and how often it sees anything in empty ones.
         """
         if case.drawn:
             return max(case.confidence - self._fullness, float(logit(np.float64(self.rate))))
