@@ -13,19 +13,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import audit
 import numpy as np
-from audit_tables import interval
+from audit_tables import SCORES, interval
 
 TABLE = audit.RESULTS / "empty.json"
 SHARES = (0.5, 0.8)
 ACROSS = 2  # axis of the volumes along which four in ten slices are empty
-SHOWN = {"auroc": "AUROC of cases", "ap": "AP of cases", "found_early": "found early", "voxel_ap": "AP of voxels",
-         "dice_correlation": "correlation of Dice"}  # fmt: skip
+SHOWN = {key: SCORES[key] for key in ("auroc", "ap", "found_early", "voxel_ap", "dice_correlation")}
 RIVALS = (
     "maskmend",
     "maskmend, probabilities alone",
@@ -38,12 +38,13 @@ RIVALS = (
 
 def scenarios(seeds: Sequence[int]) -> list[tuple[float, audit.Scenario]]:
     """Each with its share of empty slices."""
-    audit.DATA["slices"] = audit.Data(
-        "slices", 260, (*audit.FAST, "train.steps=250", "train.batch=8", "train.lr=0.005"), ("drop", "swap")
+    audit.DATA["slices"] = replace(
+        audit.DATA["hippocampus-2d"], folder="slices", cases=260, gross=("drop", "swap")
     )
-    rates = {seed: (0.35, 0.2, 0.5)[seed % 3] for seed in seeds}
     return [
-        (share, audit.Scenario("slices", "assorted", rates[seed], seed)) for share in SHARES for seed in seeds
+        (share, audit.Scenario("slices", "assorted", audit.rate_of(seed), seed))
+        for share in SHARES
+        for seed in seeds
     ]
 
 
@@ -59,9 +60,8 @@ def cut(source: Path, out: Path, share: float, seed: int) -> None:
         (out / name).mkdir(parents=True, exist_ok=True)
     for case in find_cases(source).cases:
         assert case.label is not None
-        mask, image = (np.moveaxis(read(case), ACROSS, 0) for read in (
-            lambda one: read_label(one.label)[0], lambda one: read_image(one.images[0])[0][0]
-        ))  # fmt: skip
+        volumes = read_label(case.label)[0], read_image(case.images[0])[0][0]
+        mask, image = (np.moveaxis(one, ACROSS, 0) for one in volumes)
         there = mask.any(axis=(1, 2))
         chosen = rng.choice(np.flatnonzero(there != (rng.random() < share)))
         grey = np.clip(255 * image[chosen] / np.percentile(image, 99.5), 0, 255).astype(np.uint8)

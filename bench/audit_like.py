@@ -32,9 +32,8 @@ TABLE = audit.RESULTS / "like.json"
 EARLIER = 0.6
 BATCH = 10
 SHOWN = {
-    "auroc": "AUROC of cases", "ap": "AP of cases", "voxel_ap": "AP of voxels",
-    "dice_correlation": "correlation of Dice", "found_early": "found early",
-}  # fmt: skip
+    key: audit_tables.SCORES[key] for key in ("auroc", "ap", "voxel_ap", "dice_correlation", "found_early")
+}
 NAMES = {"like": "like the earlier audit", "whole": "all cases audited together", "tens": "ten at a time"}
 
 

@@ -244,7 +244,7 @@ class Auditor:
         judge = self.population
         verdict, doubt = (float(f([evidence])[0]) for f in (judge.verdict, judge.usual.excess))
         noise = self.voxels.noise(look, verdict)
-        if evidence.drawn != evidence.seen:  # wrong are all voxels of it or none
+        if evidence.one_sided:  # wrong are all voxels of it or none
             there = np.where(look.label > 0, 1, 1 - look.given) * (noise > 0)
             noise = np.maximum(noise, population.sigmoid(np.float64(verdict)) * there).astype(np.float32)
         beforehand = float(judge.beforehand([evidence])[0])

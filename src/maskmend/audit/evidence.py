@@ -63,8 +63,13 @@ class Evidence:
         return bool(np.isfinite(self.doubts[0]))
 
     @property
+    def one_sided(self) -> bool:
+        """Something is drawn where the model sees nothing, or the other way round."""
+        return self.drawn != self.seen
+
+    @property
     def confidence(self) -> float:
-        """Where something is drawn and nothing seen, or the other way round: the model's mean log odds over it."""
+        """Of a one-sided case: the model's mean log odds over what is drawn or seen."""
         return float(np.exp(self.surprises[SURPRISES.index("contradiction by volume")]) - _FAINT) / 2
 
 

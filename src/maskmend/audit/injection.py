@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from maskmend.audit.look import Look
 from maskmend.audit.record import Kind
+from maskmend.audit.shape import ball_radius
 from maskmend.noise import (
     Dilate,
     DropComponents,
@@ -106,8 +107,3 @@ def _patches(shape: Sequence[int], wide: Sequence[float], rng: np.random.Generat
         share = np.expand_dims(part / step, [a for a in range(len(shape)) if a != axis])
         field = (1 - share) * np.take(field, before, axis) + share * np.take(field, before + 1, axis)
     return np.asarray(field > 0)
-
-
-def ball_radius(volume: float, ndim: int) -> float:
-    """Of a disc (mm2) or ball (mm3) of this volume, mm."""
-    return (volume / np.pi) ** 0.5 if ndim == 2 else (volume * 0.75 / np.pi) ** (1 / 3)

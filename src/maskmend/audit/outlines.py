@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from maskmend.appearance import FEATURES, PLACES, SCENE, Mender, OutlineModel, outline_looks, scene_looks
 from maskmend.audit.looks import read_mask
 from maskmend.audit.population import logit, middle_and_spread
+from maskmend.audit.shape import ball_radius
 from maskmend.boxes import bounding_box
 from maskmend.convention import LEAST_CASES, explained
 from maskmend.data.case import Case, Dataset
@@ -81,7 +82,7 @@ def scaled(
         return Scaled(torch.zeros(len(image), *label.shape), torch.from_numpy(drawn), torch.from_numpy(known))
     spacing = np.asarray(spacing_mm, float)
     volume = float(drawn.sum()) * float(spacing.prod())
-    diameter = 2 * (volume / np.pi) ** 0.5 if drawn.ndim == 2 else 2 * (volume * 3 / 4 / np.pi) ** (1 / 3)
+    diameter = 2 * ball_radius(volume, drawn.ndim)
     margin = int(np.ceil(AROUND * diameter / spacing.min()))
     box = bounding_box(drawn, margin)
     inside = (slice(None), *box)

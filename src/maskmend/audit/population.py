@@ -183,7 +183,7 @@ class Judge:
             rows = inputs(cases, self.usual)
             odds = 0.5 * (self.by_kind.odds(rows) + self.together.odds(rows))
         for number, case in enumerate(cases):
-            if case.drawn != case.seen:
+            if case.one_sided:
                 odds[number] = self._is_it_there(case)
         return np.where(blank(cases), BLANK + RARE * max(self._fullness, 0.0), odds)
 
@@ -193,7 +193,7 @@ class Judge:
         return float(np.clip(np.log((1 - self.empty) / self.empty), -MOST_PRIOR, MOST_PRIOR))
 
     def _is_it_there(self, case: Evidence) -> float:
-        """Log odds that the mask is wrong where something is drawn and nothing seen, or the other way round.
+        """Log odds that the mask of a one-sided case is wrong.
 
         Errors made in outlines say nothing of that. The model's confidence does, and how common empty images are; of
         what it sees also its size, for specks are seen in many, and how often it sees anything in empty ones.

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from maskmend.audit.estimate import Auditor, Looks, Opinion, mask_dice, mean_dice
-from maskmend.audit.injection import ball_radius, inject, invented
+from maskmend.audit.injection import inject, invented
 from maskmend.audit.kinds import case_kind
 from maskmend.audit.record import Kind
+from maskmend.audit.shape import ball_radius
 from maskmend.audit.suggest import suggest
 from maskmend.fanout import Mapper, in_turn
 

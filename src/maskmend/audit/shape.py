@@ -1,4 +1,4 @@
-"""Outline and moments of masks and of soft masks, in few passes over the voxels."""
+"""Outline and moments of masks and of soft masks, in few passes over the voxels; balls as large as they are."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def outline(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
             both = both & edges[axis][_aligned(axis, axes)]
         counts.append(np.count_nonzero(both))
     return float(_lengths(tuple(spacing_mm)) @ counts)
+
+
+def ball_radius(volume: float, ndim: int) -> float:
+    """Of a disc (mm2) or ball (mm3) of this volume, mm."""
+    return (volume / np.pi) ** 0.5 if ndim == 2 else (volume * 0.75 / np.pi) ** (1 / 3)
 
 
 @cache
