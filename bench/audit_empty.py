@@ -20,20 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import audit
 import numpy as np
-from audit_tables import SCORES, interval
+from audit_tables import mean_rows
 
 TABLE = audit.RESULTS / "empty.json"
 SHARES = (0.5, 0.8)
 ACROSS = 2  # axis of the volumes along which four in ten slices are empty
-SHOWN = {key: SCORES[key] for key in ("auroc", "ap", "found_early", "voxel_ap", "dice_correlation")}
-RIVALS = (
-    "maskmend",
-    "maskmend, probabilities alone",
-    "cleanlab",
-    "cleanlab issues",
-    "mean loss",
-    "1 - soft Dice",
-)
 
 
 def scenarios(seeds: Sequence[int]) -> list[tuple[float, audit.Scenario]]:
@@ -79,20 +70,7 @@ def report(table: Path) -> str:
         sets = [rows for name, rows in known.items() if name.startswith(f"empty {share:g}")]
         if not sets:
             continue
-        lines += [
-            f"{100 * share:.0f} % empty, {len(sets)} seeds",
-            "",
-            "| ranking | " + " | ".join(SHOWN.values()) + " |",
-            "|---" * (1 + len(SHOWN)) + "|",
-        ]
-        for ranking in RIVALS:
-            cells = []
-            for key in SHOWN:
-                values = [
-                    row[key] for rows in sets for row in rows if row["ranking"] == ranking and key in row
-                ]
-                cells.append("{:.3f} ± {:.3f}".format(*interval(values)) if values else "")
-            lines.append(f"| {ranking} | " + " | ".join(cells) + " |")
+        lines += [f"{100 * share:.0f} % empty, {len(sets)} seeds", "", *mean_rows(sets)]
         first = [rows[0] for rows in sets]
         wrong, true = (np.mean([row[key] for row in first]) for key in ("expected_wrong", "true_wrong"))
         lines += ["", f"Expected wrong voxels: {100 * wrong / true:.0f} % of the true number.", ""]

@@ -123,6 +123,31 @@ def merged(
     }
 
 
+BRIEF = {key: SCORES[key] for key in ("auroc", "ap", "found_early", "voxel_ap", "dice_correlation")}
+BRIEF_RIVALS = (
+    "maskmend",
+    "maskmend, probabilities alone",
+    "cleanlab",
+    "cleanlab issues",
+    "mean loss",
+    "1 - soft Dice",
+)
+
+
+def mean_rows(sets: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Lines of a Markdown table of some scores: means over sets (seeds), ± half a 95 % interval."""
+    lines = ["| ranking | " + " | ".join(BRIEF.values()) + " |", "|---" * (1 + len(BRIEF)) + "|"]
+    for ranking in BRIEF_RIVALS:
+        each = [
+            [row[key] for rows in sets for row in rows if row["ranking"] == ranking and key in row]
+            for key in BRIEF
+        ]
+        lines.append(
+            f"| {ranking} | " + " | ".join(_cell(values) if values else "" for values in each) + " |"
+        )
+    return lines
+
+
 def _best_rival(values: Mapping[str, Sequence[float]]) -> str:
     """The rival with the best mean; "" for none."""
     rivals = [ranking for ranking in values if not ranking.startswith("maskmend") and values[ranking]]

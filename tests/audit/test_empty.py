@@ -21,6 +21,7 @@ from maskmend.audit.evidence import Evidence, gather
 from maskmend.audit.injection import invented
 from maskmend.audit.look import Look, look_at
 from maskmend.audit.population import BLANK, Judge, Usual, first_trust, telling
+from maskmend.audit.presence import Presence
 from maskmend.audit.run import audit
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.suggest import suggest
@@ -285,7 +286,9 @@ def test_all_masks_may_be_empty(tmp_path: Path, seen: int) -> None:
 def knowing(empty: float, seen_in_empty: float = 0.1) -> Judge:
     """A judge of squares of which this share is not there, and which the model sees in this share of these."""
     both = [uniform(True, chance) for chance in np.linspace(0.9, 0.99, 12)]
-    return Judge(Usual.of(both, np.ones(12)), (), None, None, np.ones(12), 0.1, empty, seen_in_empty)
+    usual = Usual.of(both, np.ones(12))
+    presence = Presence.of(both, usual.volumes)
+    return Judge(usual, (), None, None, np.ones(12), 0.1, empty, seen_in_empty, presence)
 
 
 def test_how_common_empty_images_are_counts() -> None:

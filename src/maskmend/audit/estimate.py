@@ -14,6 +14,7 @@ from maskmend.audit.calibration import Calibration
 from maskmend.audit.evidence import Evidence, gather
 from maskmend.audit.injection import inject
 from maskmend.audit.look import Look
+from maskmend.audit.objects import Objects
 from maskmend.audit.population import Judge
 from maskmend.audit.voxels import VoxelJudge, VoxelSample
 from maskmend.fanout import Mapper, in_turn
@@ -21,6 +22,10 @@ from maskmend.fanout import Mapper, in_turn
 FIT_ON = 400  # cases; more sharpen nothing
 INJECTED = 200  # errors made on purpose in all
 MOST_INJECTED = 6  # per case
+TRIES = 4  # to make an error in outlines
+MOST_LONE = (
+    0.9  # of an error may be objects that only the mask or only the model has; more is none in outlines
+)
 LEAST_LOST = 0.02
 WRONG_IF_FLAWED = (
     0.2  # of what a lost model contradicts, where the mask is flawed; anything between .1 and .3 would do
@@ -243,13 +248,25 @@ class Auditor:
         evidence = known or gather(look.thinned())
         judge = self.population
         verdict, doubt = (float(f([evidence])[0]) for f in (judge.verdict, judge.usual.excess))
-        noise = self.voxels.noise(look, verdict)
-        if evidence.one_sided:  # wrong are all voxels of it or none
-            there = np.where(look.label > 0, 1, 1 - look.given) * (noise > 0)
-            noise = np.maximum(noise, population.sigmoid(np.float64(verdict)) * there).astype(np.float32)
+        noise = self._noise(look, evidence)
         beforehand = float(judge.beforehand([evidence])[0])
         sure = Opinion(look, evidence, verdict, 0.0, noise, self.usual_overlap, doubt, beforehand)
         return sure.lost_by(float(population.lost_at(np.float64(doubt))))
+
+    def _noise(self, look: Look, evidence: Evidence) -> np.ndarray:
+        """`Opinion.noise` if the model is not lost."""
+        odds = float(self.population.in_outlines([evidence])[0])
+        noise = self.voxels.noise(look, odds)
+        if not evidence.one_sided and not evidence.lone:
+            return noise
+        there = np.where(look.label > 0, 1, 1 - look.given) * (noise > 0)
+        wrong = np.zeros(look.label.size)  # of an object all voxels are or none
+        if evidence.one_sided:
+            wrong[:] = population.sigmoid(np.float64(odds))
+        else:
+            for one, where in Objects.of(look).lone:
+                wrong[where] = population.sigmoid(np.float64(self.population.presence.odds(one)))
+        return np.maximum(noise, wrong.reshape(noise.shape) * there).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -365,13 +382,18 @@ def _injections(trust: np.ndarray) -> np.ndarray:
 
 
 def _make(look: Look, rng: np.random.Generator) -> tuple[Evidence, VoxelSample, str] | None:
-    """Figures, voxels and kind of one error; None where none came about."""
-    error = inject(look, rng)
-    if error is None:
-        return None
-    wrong, kind = look.with_label(error[0]), error[1]
-    named = kind if kind in OUTLINES else "mixed" if kind == "mixed" else "object"
-    return gather(wrong), voxels.sample(wrong, look.label, rng), named
+    """Figures, voxels and kind of one error in outlines; None where none came about."""
+    for _ in range(TRIES):
+        error = inject(look, rng)
+        if error is None:
+            return None
+        wrong, kind = look.with_label(error[0]), error[1]
+        objects = Objects.of(wrong)
+        if objects.share(wrong.label != look.label) > MOST_LONE:
+            continue
+        named = kind if kind in OUTLINES else "mixed" if kind == "mixed" else "object"
+        return gather(wrong, objects), voxels.sample(wrong, look.label, rng), named
+    return None
 
 
 def _fit_voxels(
@@ -379,5 +401,5 @@ def _fit_voxels(
 ) -> VoxelJudge:
     right = (1 - judge.rate) * population.share(judge.trust * ~population.blank(cases))
     wrong = judge.rate * population.share(judge.trust[made.origin])
-    odds = np.concatenate([judge.verdict(cases), judge.verdict(made.evidence)])
+    odds = np.concatenate([judge.in_outlines(cases), judge.in_outlines(made.evidence)])
     return voxels.fit([*sound, *made.samples], odds, np.concatenate([right, wrong]))

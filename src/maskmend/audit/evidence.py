@@ -4,6 +4,9 @@ Overlap alone cannot tell a wrong mask from a hard image: the model's outline wa
 moves it. Two things can. How surprising the mask is *compared with what the model expects to be surprised by*: a hard
 image is one that the model is unsure of. And the *signed* differences (outline inside or outside, shifted,
 stretched): a wavering outline cancels out in them, an error does not.
+
+Objects that only the mask or only the model has are judged by themselves (`maskmend.audit.objects`): in the figures of
+the outlines they are as the model has them.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from maskmend.audit.look import LEAST, Look
+from maskmend.audit.objects import Lone, Objects
 from maskmend.audit.shape import Moments, outline, soft_outline
 from maskmend.boxes import bounding_box, bounding_boxes
 
@@ -40,12 +44,18 @@ class Evidence:
         doubts: (2,) how unsure the model is of this image, whatever the mask: softness of its outline, and roughness.
             NaN where it sees nothing.
         seen_size: log of the volume of what the model sees, as the size of what is drawn.
+        disagreement: the first of the surprises, of the mask as it is given.
+        objects: (K - 1,) how many are drawn of each class.
+        lone: those that only the mask or only the model has.
     """
 
     surprises: np.ndarray
     signed: np.ndarray
     doubts: np.ndarray
     seen_size: float
+    disagreement: float
+    objects: np.ndarray
+    lone: tuple[Lone, ...]
 
     @property
     def blank(self) -> bool:
@@ -87,17 +97,17 @@ def name_starts(columns: int) -> tuple[int, ...]:
     return tuple(names.index(name) for name in dict.fromkeys(names))
 
 
-def gather(look: Look) -> Evidence:
-    """The figures of a case.
+def gather(look: Look, objects: Objects | None = None) -> Evidence:
+    """The figures of a case, and its `objects` where they are known already.
 
     offset: mm by which the mask's outline lies outside the model's, mean over the outline.
     shift: mm between the centres, by axis. stretch: change of the second moments, relative to the size.
     size: log of the mask's volume. roughness: log of outline over what a ball of this volume has.
     pieces: log of the number of connected parts.
     """
-    soft, drawn = _soft(look), look.label > 0
-    masks = _drawn_parts(look, drawn)
-    contradiction, against = _contradictions(look, soft, drawn)
+    objects = objects or Objects.of(look)
+    settled, soft = objects.settled(look), _soft(look)
+    masks, contradiction = _drawn_parts(settled), _contradiction(settled, soft)
     voxel, one = prod(look.spacing_mm), 1 / look.each
     outline_voxels = 0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel + one
     volume = 0.5 * (masks.moments.mass[0] + soft.parts.moments.mass[0]) + one
@@ -105,10 +115,17 @@ def gather(look: Look) -> Evidence:
         np.log((contradiction + one) / (soft.expected + one)),
         np.log(contradiction / outline_voxels + _FAINT),
         np.log(contradiction / volume + _FAINT),
-        np.log(against / outline_voxels + _FAINT),
+        np.log(_against_foreground(settled, soft) / outline_voxels + _FAINT),
     ])  # fmt: skip
-    seen_size = float(np.log((soft.parts.moments.mass[0] + 1) * voxel))
-    found = Evidence(surprises, _differences(masks, soft.parts, look.spacing_mm), soft.doubts, seen_size)
+    found = Evidence(
+        surprises,
+        _differences(masks, soft.parts, look.spacing_mm),
+        soft.doubts,
+        seen_size=float(np.log((soft.parts.moments.mass[0] + 1) * voxel)),
+        disagreement=float(np.log((_contradiction(look, soft) + one) / (soft.expected + one))),
+        objects=objects.drawn,
+        lone=tuple(lone for lone, _ in objects.lone),
+    )
     return replace(found, surprises=np.full_like(surprises, np.nan)) if found.blank else found
 
 
@@ -187,13 +204,13 @@ def _soft_parts(look: Look, likely: np.ndarray) -> _Parts:
     return _Parts(np.array([soft_outline(mask, spacing) for mask in masks]), moments, likely_somewhere)
 
 
-def _drawn_parts(look: Look, drawn: np.ndarray) -> _Parts:
+def _drawn_parts(look: Look) -> _Parts:
     spacing, nothing = look.spacing_mm, (slice(0, 1),) * look.label.ndim
     around, *boxes = [box or nothing for box in look.boxes]
     masks = [look.label[box] == k for k, box in enumerate(boxes, 1)]
     moments = Moments.of([mask.astype(np.float32) for mask in masks], _corners(boxes, spacing), spacing)
     if look.classes > 2:
-        masks = [drawn[around], *masks]
+        masks = [look.label[around] > 0, *masks]
         moments = moments.after_total()
     outlines = np.array([outline(mask, spacing) for mask in masks])
     return _Parts(outlines, moments, np.array([_pieces(mask) for mask in masks]))
@@ -203,13 +220,17 @@ def _pieces(mask: np.ndarray) -> int:
     return int(ndimage.label(mask, _CORNERS[mask.ndim])[1])
 
 
-def _contradictions(look: Look, soft: _Soft, drawn: np.ndarray) -> tuple[float, float]:
-    """Log of the best class's probability over the given one's, and log odds of foreground, where they contradict."""
+def _contradiction(look: Look, soft: _Soft) -> float:
+    """Log of the best class's probability over the given one's, summed over voxels."""
     given = look.given
     off = given < soft.best
-    contradiction = float(np.log(soft.best[off] / given[off]).sum())
-    likely = np.clip(soft.likely[soft.decided ^ drawn], LEAST, 1 - LEAST)
-    return contradiction, float(np.abs(np.log(likely / (1 - likely))).sum())
+    return float(np.log(soft.best[off] / given[off]).sum())
+
+
+def _against_foreground(look: Look, soft: _Soft) -> float:
+    """Log odds of foreground, summed over the voxels where they contradict the mask."""
+    likely = np.clip(soft.likely[soft.decided ^ (look.label > 0)], LEAST, 1 - LEAST)
+    return float(np.abs(np.log(likely / (1 - likely))).sum())
 
 
 def _corners(boxes: Sequence[Sequence[slice]], spacing_mm: Sequence[float]) -> np.ndarray:

@@ -24,6 +24,7 @@ from maskmend.audit.estimate import Auditor
 from maskmend.audit.evidence import SURPRISES, signed_names
 from maskmend.audit.outlines import ImageWitness, Outlines
 from maskmend.audit.population import Judge, Ratios, Usual, inputs_count
+from maskmend.audit.presence import Presence
 from maskmend.audit.selfcheck import Answer, SelfCheck
 from maskmend.audit.voxels import COLUMNS, VoxelJudge
 from maskmend.data.atomic import atomic_write
@@ -33,7 +34,7 @@ from maskmend.plain import plain
 from maskmend.pseudonyms import clean_paths
 
 LEARNT = "learnt.safetensors"
-FORMAT = "maskmend learnt 1"
+FORMAT = "maskmend learnt 2"
 Arrays = Mapping[str, np.ndarray]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -160,7 +161,7 @@ class Learnt:
             "surprises": judge.usual.surprises, "signed": judge.usual.signed, "doubts": judge.usual.doubts,
             "by_kind": by_kind.weights, "by_kind_rates": by_kind.rates,
             "together": together.weights, "together_rates": together.rates,
-            "voxels": auditor.voxels.weights, **self.outlines.arrays(),
+            "voxels": auditor.voxels.weights, "habit": judge.presence.habit, **self.outlines.arrays(),
         }  # fmt: skip
 
     @classmethod
@@ -205,6 +206,7 @@ class Learnt:
             story.rate,
             story.empty,
             story.seen_in_empty,
+            Presence(usual.volumes, arrays["habit"]),
         )
         auditor = Auditor(
             Calibration(float(arrays["scale"][0]), arrays["bias"]),
@@ -258,7 +260,7 @@ def _check_shapes(story: Story, arrays: Arrays) -> None:
         "signed": (2, groups, len(signed_names(story.ndim))), "doubts": (2, 2),
         "by_kind": (fitted[0], 1 + width), "by_kind_rates": (fitted[0],),
         "together": (fitted[1], 1 + width), "together_rates": (fitted[1],),
-        "voxels": (1 + COLUMNS,),
+        "voxels": (1 + COLUMNS,), "habit": (2, classes - 1),
     }  # fmt: skip
     for name, shape in wanted.items():
         if arrays[name].shape != shape:

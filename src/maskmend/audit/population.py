@@ -1,6 +1,6 @@
 """What is usual among the cases, and how likely a case with these figures is flawed, by kind of error.
 
-Nobody says which masks are sound. Five things stand in for it:
+Nobody says which masks are sound. Six things stand in for it:
 
 1. the masks that agree best with the models are a first guess (`first_trust`); where the outlines fall into several
    conventions (half of the masks drawn too large), the shared one counts (`maskmend.mixture.Groups`);
@@ -12,7 +12,9 @@ Nobody says which masks are sound. Five things stand in for it:
    far on few cases, all kinds together go not far enough: the log odds of both are averaged;
 4. on some images a model is lost: its outline is far softer or more ragged than on the others. Its verdict says
    nothing there, and the case is as likely flawed as any;
-5. where nothing is drawn and nothing seen there is nothing to judge, and where only one of the two has something the
+5. objects that only the mask or only the model has are judged by themselves (`maskmend.audit.presence`): a mask is
+   sound if its outlines and all of its objects are;
+6. where nothing is drawn and nothing seen there is nothing to judge, and where only one of the two has something the
    question is whether it is there (`Judge.verdict`): neither says what is usual in outlines (`telling`).
 """
 
@@ -25,11 +27,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskmend.audit.evidence import SURPRISES, Evidence, name_starts, signed_names
+from maskmend.audit.presence import MOST_MISSED, Presence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDS = 4  # more let subtle flaws widen what counts as usual
+ROUNDS = 3  # more let subtle flaws widen what counts as usual
 LEAST_APART = 0.75  # see `apart`; below, what counts as usual widens until nothing is unusual
 RIDGE = 0.01
 BELIEVED = 0.5  # share of cases that the first guess takes for sound
@@ -39,8 +42,7 @@ LOST = (4.0, 0.7)  # spreads above the usual doubt at which a model is as likely
 UNKNOWN = -4.0  # log odds where no errors could be made to learn from
 BLANK = -6.0  # log odds of a blank case, where most masks are empty
 RARE = 1.5  # by how much of the log odds that an image is not empty they are more, where fewer are
-FEW_EMPTY = 0.2  # share of all masks, below which all empty ones may be wrong
-MOST_MISSED = 0.3  # share of the empty masks that may be, of more
+FEW_EMPTY = 0.2  # share of all masks, below which all empty ones may be wrong; of more `MOST_MISSED`
 MOST_PRIOR = 5.0  # log odds that the share of empty images can give
 SIZE = -3  # column of `Evidence.signed`
 LEAST_TELLING = 10  # cases that tell, below which others are asked too
@@ -82,6 +84,11 @@ class Usual:
     def volume(self) -> float:
         """Of what is drawn in a case, mm2 or mm3."""
         return float(np.exp(self.signed[0, 0, SIZE]))
+
+    @property
+    def volumes(self) -> np.ndarray:
+        """(K - 1,) the same of each class."""
+        return np.asarray(np.exp(self.signed[0, 1 if len(self.signed[0]) > 1 else 0 :, SIZE]))
 
     @property
     def offsets(self) -> np.ndarray:
@@ -165,6 +172,7 @@ class Judge:
         rate: estimated share of flawed cases.
         empty: share of empty masks, in (0, 1).
         seen_in_empty: share of these in which the model sees something.
+        presence: of objects that only the mask or only the model has.
     """
 
     usual: Usual
@@ -175,9 +183,18 @@ class Judge:
     rate: float
     empty: float
     seen_in_empty: float
+    presence: Presence
 
     def verdict(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) log of P(flawed) / P(sound), if the model can be believed."""
+        odds = self.in_outlines(cases)
+        for number, case in enumerate(cases):
+            if case.lone and not case.one_sided:
+                odds[number] = self.presence.joined(float(odds[number]), case.lone)
+        return odds
+
+    def in_outlines(self, cases: Sequence[Evidence]) -> np.ndarray:
+        """(N,) the same of errors in outlines; of one-sided and blank cases the verdict."""
         odds = np.full(len(cases), UNKNOWN)
         if self.by_kind is not None and self.together is not None:
             rows = inputs(cases, self.usual)
@@ -263,7 +280,7 @@ def first_trust(cases: Sequence[Evidence], trusted: np.ndarray) -> np.ndarray:
     nothing, told = blank(cases), telling(cases, trusted)
     offsets = np.stack([case.signed[:, 0] for case in cases])
     belief = convention(np.where(told[:, None], offsets, np.nan), trusted)
-    surprise = np.array([case.surprises[0] for case in cases])
+    surprise = np.array([case.disagreement for case in cases])
     worth = np.where(belief > 0.5, -surprise, -surprise - 1e3)
     limit = np.quantile(worth[told], 1 - BELIEVED) if told.any() else 0.0
     trust: np.ndarray = np.where(trusted | nothing, 1.0, (worth >= limit) * belief * told)
@@ -293,7 +310,8 @@ def fit(
     told, undrawn = telling(cases, trusted), [case for case in cases if not case.drawn]
     empty = (len(undrawn) + 1) / (len(cases) + 2)
     seen = sum(case.seen for case in undrawn) / max(len(undrawn), 1)
-    judge = Judge(Usual.of(cases, trust), known, None, None, trust, 0.0, empty, seen)
+    usual = Usual.of(cases, trust)
+    judge = Judge(usual, known, None, None, trust, 0.0, empty, seen, Presence.of(cases, usual.volumes))
     lost = judge.usual.lost(cases)
     asked = ~trusted & told & (lost < 0.5)
     for number_of_round in range(ROUNDS if known else 0):
@@ -305,6 +323,7 @@ def fit(
         doubt = sigmoid(0.5 * (by_kind.odds(sound[asked]) + together.odds(sound[asked])))
         rate = float(np.clip(doubt.mean() if len(doubt) else 0.0, *RATE))
         judge = replace(judge, usual=usual, by_kind=by_kind, together=together, trust=trust, rate=rate)
+        judge = replace(judge, presence=Presence.of(cases, usual.volumes))
         trust = np.where(trusted, 1.0, sigmoid(-judge.log_odds(cases)))
         judge = replace(judge, trust=trust)
         if number_of_round == 0 and apart(together, sound, weight, wrong) < LEAST_APART:

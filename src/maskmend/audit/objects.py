@@ -1,0 +1,129 @@
+"""Objects that only the mask or only the model has: connected parts of a class of which the other has no voxel.
+
+Whether such an object is there is another question than where an outline runs, and has other evidence: how sure the
+model is of all its voxels. In the figures of the outlines it would drown (a lesion within an organ), or look like an
+error wherever a model misses things or sees what is not there (see `maskmend.audit.evidence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from scipy import ndimage
+
+from maskmend.audit.look import Look
+
+_CORNERS = {ndim: np.ones((3,) * ndim, int) for ndim in (2, 3)}
+
+
+@dataclass(frozen=True)
+class Lone:
+    """An object that one side has alone.
+
+    Args:
+        index: of its class.
+        drawn: the mask has it; else the model.
+        volume: mm2 or mm3.
+        confidence: of the model, mean over its voxels of the log odds of the likeliest class against the given one.
+    """
+
+    index: int
+    drawn: bool
+    volume: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of a case.
+
+    Args:
+        drawn: (K - 1,) how many the mask has of each class.
+        lone: those that one side has alone, each with the flat places (n,) of its voxels in the box.
+    """
+
+    drawn: np.ndarray
+    lone: Sequence[tuple[Lone, np.ndarray]]
+
+    @classmethod
+    def of(cls, look: Look) -> Objects:
+        """Of a look with calibrated probabilities."""
+        drawn, lone = np.zeros(look.classes - 1, int), list[tuple[Lone, np.ndarray]]()
+        for index, (own, seen) in enumerate(zip(_drawn_parts(look), _seen_parts(look), strict=True), 1):
+            drawn[index - 1] = own.count if own else 0
+            for part, other, is_drawn in ((own, look.decided, True), (seen, look.label, False)):
+                for where in part.without(other == index) if part else ():
+                    lone.append((_described(look, index, is_drawn, where), where))
+        return cls(drawn, lone)
+
+    def settled(self, look: Look) -> Look:
+        """The case with these objects as the model has them; as it is where mask and model have nothing in common."""
+        if not self.lone or not ((look.label > 0) & (look.decided > 0)).any():
+            return look
+        label, decided = look.label.ravel().copy(), look.decided.ravel()
+        for _, where in self.lone:
+            label[where] = decided[where]
+        return look.with_label(label.reshape(look.label.shape))
+
+    def share(self, changed: np.ndarray) -> float:
+        """How much of the changed voxels (*B) bool lies in them, in [0, 1]."""
+        flat = changed.ravel()
+        inside = sum(int(np.count_nonzero(flat[where])) for _, where in self.lone)
+        return inside / max(int(np.count_nonzero(flat)), 1)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Connected parts of a class: `numbered` from 1 in a `box` of an array of this `shape`."""
+
+    numbered: np.ndarray
+    count: int
+    box: tuple[slice, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> _Parts:
+        numbered, count = ndimage.label(mask, _CORNERS[mask.ndim])
+        return cls(numbered, int(count), box, shape)
+
+    def without(self, other: np.ndarray) -> list[np.ndarray]:
+        """Flat places of each part that has no voxel of the other mask (*B) bool."""
+        met = np.bincount(self.numbered[other[self.box]], minlength=self.count + 1)[1:]
+        corner = [one.start for one in self.box]
+        return [
+            np.ravel_multi_index(
+                [at + start for at, start in zip(np.nonzero(self.numbered == part), corner, strict=True)],
+                self.shape,
+            )
+            for part in np.flatnonzero(met == 0) + 1
+        ]
+
+
+def _drawn_parts(look: Look) -> list[_Parts | None]:
+    """Of each class; None where nothing of it is drawn."""
+    shape = look.label.shape
+    return [
+        None if box is None else _Parts.of(look.label[box] == index, box, shape)
+        for index, box in enumerate(look.boxes[1:], 1)
+    ]
+
+
+def _seen_parts(look: Look) -> list[_Parts | None]:
+    """The same of what the model would draw."""
+    if "seen parts" not in look.memo:
+        found = ndimage.find_objects(look.decided, look.classes - 1)
+        look.memo["seen parts"] = [
+            None if box is None else _Parts.of(look.decided[box] == index, box, look.label.shape)
+            for index, box in enumerate(found, 1)
+        ]
+    answer: list[_Parts | None] = look.memo["seen parts"]
+    return answer
+
+
+def _described(look: Look, index: int, drawn: bool, where: np.ndarray) -> Lone:
+    best = look.probs.reshape(look.classes, -1)[:, where].max(axis=0)
+    confidence = float(np.log(best / look.given.ravel()[where]).mean())
+    return Lone(index, drawn, len(where) * prod(look.spacing_mm), confidence)

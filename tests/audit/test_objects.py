@@ -1,0 +1,334 @@
+"""Objects that only the mask or only the model has: found, judged by themselves, kept out of the outlines' figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.measure import label as connected
+from sklearn.metrics import roc_auc_score
+from tests.audit.conftest import noise_field, signed_distance
+
+from maskmend.audit import estimate
+from maskmend.audit.estimate import Auditor, Opinion, fit, mask_dice, mean_dice
+from maskmend.audit.evidence import Evidence, gather
+from maskmend.audit.kinds import case_kind
+from maskmend.audit.look import LEAST, Look, look_at
+from maskmend.audit.objects import Lone, Objects
+from maskmend.audit.presence import DENIED, MOST_INVENTED, SEEN, Presence, lowered
+from maskmend.audit.suggest import suggest
+
+ORGAN, LESION = 1, 2
+
+
+def drawn_look(label: np.ndarray, decided: np.ndarray, sure: float = 0.9, classes: int = 3) -> Look:
+    """A look at a model that is as sure everywhere of the classes that it decides for."""
+    probs = np.full((classes, *label.shape), (1 - sure) / (classes - 1), np.float32)
+    np.put_along_axis(probs, decided[None].astype(int), sure, 0)
+    return look_at("a", probs, label, (1.0,) * label.ndim)
+
+
+def squares(*places: tuple[int, int, int, int], shape: tuple[int, int] = (60, 60)) -> np.ndarray:
+    """A label with squares: row, column, side and class of each."""
+    label = np.zeros(shape, np.uint8)
+    for row, column, side, index in places:
+        label[row : row + side, column : column + side] = index
+    return label
+
+
+# ---- which they are ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40, 44), (14, 16, 12)])
+def test_they_are_those_that_another_implementation_finds(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(len(shape))
+    for _ in range(20):
+        label, decided = (
+            np.where(noise_field(rng, shape, 2) > 1.2, rng.integers(1, 4), 0).astype(np.uint8)
+            for _ in range(2)
+        )
+        label[noise_field(rng, shape, 2) > 1.4], decided[noise_field(rng, shape, 2) > 1.4] = 2, 2
+        look = drawn_look(label, decided, classes=4)
+        objects = Objects.of(look)
+        own, seen = (look.whole(one) for one in (look.label, look.decided))
+        wanted = set()
+        for index in (1, 2, 3):
+            for drawn, mask, other in (
+                (True, own == index, seen == index),
+                (False, seen == index, own == index),
+            ):
+                numbers = connected(mask, connectivity=len(shape))
+                if drawn:
+                    assert objects.drawn[index - 1] == numbers.max()
+                for part in range(1, numbers.max() + 1):
+                    here = numbers == part
+                    if not (here & other).any():
+                        wanted.add((index, drawn, tuple(np.flatnonzero(here[look.box]))))
+        assert {(one.index, one.drawn, tuple(where)) for one, where in objects.lone} == wanted
+        for one, where in objects.lone:
+            assert one.volume == len(where)
+            odds = np.log(look.probs.max(0).ravel()[where] / look.given.ravel()[where])
+            assert one.confidence == pytest.approx(odds.mean(), rel=1e-5)
+
+
+def test_their_volume_is_in_millimetres() -> None:
+    look = replace(drawn_look(squares((20, 20, 4, 1)), squares((40, 40, 4, 1))), spacing_mm=(2.0, 0.5))
+    assert [one.volume for one, _ in Objects.of(look).lone] == [16.0, 16.0]
+    assert [one.confidence for one, _ in Objects.of(look).lone] == pytest.approx([np.log(0.9 / 0.05)] * 2)
+
+
+def test_settled_is_the_mask_with_them_as_the_model_has_them() -> None:
+    organ = (10, 10, 30, ORGAN)
+    given = squares(
+        organ, (15, 15, 6, LESION), (50, 50, 4, ORGAN)
+    )  # a lesion and a part that the model denies
+    seen = squares((11, 10, 30, ORGAN), (30, 30, 6, LESION))
+    look = drawn_look(given, seen)
+    settled = look.whole(Objects.of(look).settled(look).label)
+    assert np.array_equal(settled, squares(organ, (30, 30, 6, LESION)))
+
+
+def test_a_mask_with_nothing_in_common_with_the_model_stays_as_it_is() -> None:
+    look = drawn_look(squares((5, 5, 9, 1)), squares((30, 30, 9, 1)))
+    objects = Objects.of(look)
+    assert len(objects.lone) == 2
+    assert objects.settled(look) is look
+
+
+def test_the_share_of_an_error_that_they_hold() -> None:
+    organ = (10, 10, 30, ORGAN)
+    before, after = squares(organ), squares(organ, (20, 20, 6, LESION), (40, 10, 4, ORGAN))
+    look = drawn_look(after, before)
+    changed = (after != before)[look.box]
+    assert Objects.of(look).share(changed) == pytest.approx(
+        36 / (36 + 16)
+    )  # the other part is joined to the organ
+    assert Objects.of(look).share(np.zeros_like(changed)) == 0
+
+
+def test_they_do_not_speak_in_the_figures_of_the_outlines() -> None:
+    seen = squares((10, 10, 30, ORGAN), (30, 30, 6, LESION))
+    without, plain = (
+        gather(drawn_look(squares((11, 10, 30, ORGAN), *more), seen))
+        for more in ([(15, 15, 6, LESION)], [(30, 30, 6, LESION)])
+    )
+    assert np.allclose(without.surprises, plain.surprises)
+    assert np.allclose(without.signed, plain.signed)
+    assert without.disagreement > plain.disagreement + 0.5  # but in how well mask and model agree
+    assert (len(without.lone), len(plain.lone)) == (2, 0)
+
+
+# ---- whether they are there ----------------------------------------------------------------------------
+
+
+def presence(volume: float = 100.0) -> Presence:
+    return Presence(np.array([volume, volume]), np.zeros((2, 2)))
+
+
+def test_surer_and_larger_ones_are_likelier_errors() -> None:
+    def odds(drawn: bool, volume: float, confidence: float) -> float:
+        return presence().odds(Lone(1, drawn, volume, confidence))
+
+    large = 1e6
+    assert odds(True, large, DENIED) == pytest.approx(0, abs=1e-3)
+    assert odds(False, large, SEEN) == pytest.approx(0, abs=1e-3)
+    assert odds(True, 100, 6) > odds(True, 100, 5) > odds(True, 10, 5) > odds(True, 1, 5)
+    assert odds(True, 20, 5) - odds(True, large, 5) == pytest.approx(
+        -np.log(2), abs=1e-3
+    )  # at a fifth of the usual
+
+
+def test_a_mask_is_sound_if_its_outlines_and_objects_are() -> None:
+    def chance(odds: float) -> float:
+        return float(1 / (1 + np.exp(-odds)))
+
+    judge = presence()
+    denied, weaker, seen = Lone(1, True, 90, 4.5), Lone(2, True, 90, 3.0), Lone(2, False, 40, 1.8)
+    found = judge.joined(-1.0, [weaker, denied, seen])
+    sound = (1 - chance(-1.0)) * (1 - chance(judge.odds(denied))) * (1 - chance(judge.odds(seen)))
+    assert chance(found) == pytest.approx(1 - sound)
+    assert judge.joined(40.0, [seen]) == pytest.approx(40 + np.log1p(np.exp(judge.odds(seen))))
+    assert judge.joined(-40.0, []) == pytest.approx(-40.0)
+
+
+@pytest.mark.parametrize("most", [0.5, 3.0, 19.0])
+def test_odds_are_lowered_until_their_probabilities_sum_to_as_much(most: float) -> None:
+    odds = np.random.default_rng(0).normal(4, 2, 20)
+    lower = lowered(odds, most)
+    assert (1 / (1 + np.exp(lower - odds))).sum() == pytest.approx(most, rel=1e-4) or lower == 0
+    assert (lower == 0) == ((1 / (1 + np.exp(-odds))).sum() <= most)
+    assert lowered(np.zeros(0), most) == 0
+
+
+def test_a_model_that_denies_many_objects_is_not_believed_each_time() -> None:
+    """What it denies for sure now and then is wrong; what it denies as surely all the time is its habit."""
+
+    def denying(some: int) -> Presence:
+        seen = squares((10, 10, 30, ORGAN))
+        masks = [squares((10, 10, 30, ORGAN), *[(20, 20, 6, LESION)] * (n < some)) for n in range(40)]
+        cases = [gather(drawn_look(mask, seen, sure=0.999)) for mask in masks]
+        return Presence.of(cases, np.array([900.0, 36.0]))
+
+    few, many = denying(1), denying(30)
+    lone = Lone(LESION, True, 36.0, -np.log(LEAST))
+    assert few.habit[0, 1] > 0  # even one of one is more than a part
+    assert few.habit[:, 0].tolist() == [0, 0]
+    assert many.habit[1].tolist() == [0, 0]
+    chance = 1 / (1 + np.exp(-many.odds(lone)))
+    assert chance == pytest.approx(MOST_INVENTED, abs=0.01)
+
+
+# ---- in an audit ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """Organs, lesions in four of ten of them; the model misses a tenth of these, and sees some that are not there."""
+
+    truth: dict[str, np.ndarray]
+    given: dict[str, np.ndarray]
+    probs: dict[str, np.ndarray]
+    flaw: dict[str, str]
+
+    def looks(self, names: Any) -> Any:
+        return (look_at(n, self.probs[n], self.given[n], (1.0,) * self.given[n].ndim) for n in names)
+
+
+def _ball(shape: tuple[int, ...], centre: Any, radius: float, rng: np.random.Generator) -> np.ndarray:
+    places = np.ogrid[tuple(slice(0, n) for n in shape)]
+    far = np.sqrt(sum((at - c) ** 2 for at, c in zip(places, centre, strict=True)))
+    return np.asarray(far < radius + 0.6 * noise_field(rng, shape, 4))
+
+
+def world(count: int, shape: tuple[int, ...], rate: float, seed: int = 0) -> World:
+    made = World({}, {}, {}, {})
+    for number in range(count):
+        rng, name = np.random.default_rng([seed, number]), f"{number:03d}"
+        wide = min(shape)
+        organ = _ball(
+            shape, np.array(shape) / 2 + rng.normal(0, 1, len(shape)), rng.uniform(0.28, 0.36) * wide, rng
+        )
+        inner = np.argwhere(ndimage.binary_erosion(organ, iterations=4))
+
+        taken = np.zeros(shape, bool)
+
+        def lesion(inner: Any = inner, rng: Any = rng, organ: Any = organ, taken: Any = taken) -> np.ndarray:
+            """Beside all others."""
+            for _ in range(50):
+                spot = _ball(shape, rng.choice(inner), rng.uniform(2.2, 4), rng) & organ
+                if not (spot & taken).any():
+                    break
+            taken |= ndimage.binary_dilation(spot, iterations=2)
+            return spot
+
+        lesions = [lesion()] if rng.random() < 0.4 else []
+        odds = -7 + 0.5 * noise_field(rng, shape, 3)
+        seen = [spot for spot in lesions if rng.random() > 0.1]
+        for spot, most in [*((one, 6.0) for one in seen), *([(lesion(), 0.8)] if rng.random() < 0.1 else [])]:
+            near = 2 * (signed_distance(spot) + 0.4 * noise_field(rng, shape, 3))
+            odds = np.maximum(odds, np.minimum(near, most))
+        near = 2 * (signed_distance(organ) + 0.5 * noise_field(rng, shape, 3))
+        inside, spotted = (1 / (1 + np.exp(-np.clip(one, -7, 7))) for one in (near, odds))
+        probs = np.stack([1 - inside, inside * (1 - spotted), inside * spotted]).astype(np.float32)
+        truth = organ.astype(np.uint8)
+        for spot in lesions:
+            truth[spot] = LESION
+        given, kinds = truth.copy(), ["invent", "wide", *["drop"] * 2 * len(lesions)]
+        if rng.random() < rate:
+            kind = str(rng.choice(kinds))
+            if kind == "drop":
+                given[given == LESION] = ORGAN
+            elif kind == "invent":
+                given[lesion()] = LESION
+            else:
+                given[ndimage.binary_dilation(organ, iterations=2) & ~organ] = ORGAN
+            made.flaw[name] = kind
+        made.truth[name], made.given[name], made.probs[name] = truth, given, probs
+    return made
+
+
+@pytest.fixture(scope="module", params=[(64, 64), (26, 28, 24)], ids=["2-D", "3-D"])
+def judged(request: Any) -> tuple[World, Auditor, dict[str, Opinion]]:
+    made = world(90 if len(request.param) == 2 else 50, request.param, 0.3)
+    auditor = fit(made.looks, sorted(made.given))
+    return made, auditor, {look.case: auditor.judge(look) for look in made.looks(sorted(made.given))}
+
+
+def test_lesions_left_out_or_made_up_within_an_organ_are_found(judged: Any) -> None:
+    made, _, opinions = judged
+    sound = [name for name in opinions if name not in made.flaw]
+    for kind in ("drop", "invent", "wide"):
+        some = [name for name, what in made.flaw.items() if what == kind]
+        assert some
+        odds = [opinions[name].odds for name in [*sound, *some]]
+        assert roc_auc_score([0] * len(sound) + [1] * len(some), odds) > 0.96
+    flawed = sum(opinion.flawed for opinion in opinions.values())
+    assert 0.6 * len(made.flaw) < flawed < 1.5 * len(made.flaw)
+
+
+def test_they_are_named_and_suggested_away(judged: Any) -> None:
+    made, _, opinions = judged
+    named = {"drop": "missing object", "invent": "invented object"}
+    kinds, before, after = [], [], []
+    for name, what in made.flaw.items():
+        opinion = opinions[name]
+        better = suggest(opinion)
+        if what in named and opinion.flawed > 0.5:
+            kinds.append(case_kind(opinion, better)[0] in (named[what], "swapped class"))
+        if what in named:
+            before.append(mean_dice(mask_dice(made.given[name], made.truth[name], 3)))
+            after.append(mean_dice(mask_dice(opinion.look.whole(better), made.truth[name], 3)))
+    assert np.mean(kinds) > 0.8
+    assert np.mean(after) > np.mean(before) + 0.1
+    sound = [name for name in opinions if name not in made.flaw]
+    kept = [
+        mean_dice(mask_dice(opinions[n].look.whole(suggest(opinions[n])), made.truth[n], 3)) for n in sound
+    ]
+    assert np.mean(kept) > 0.97
+
+
+def test_the_map_doubts_the_object_and_not_the_rest(judged: Any) -> None:
+    made, _, opinions = judged
+    inside, outside = [], []
+    for name, what in made.flaw.items():
+        wrong = made.given[name] != made.truth[name]
+        if what == "invent" and opinions[name].flawed > 0.5:
+            noise = opinions[name].look.whole(opinions[name].noise)
+            inside.append(noise[wrong].mean())
+            outside.append(noise[~wrong].mean())
+    assert np.mean(inside) > 0.6
+    assert np.mean(outside) < 0.02
+
+
+def test_what_the_model_misses_is_no_flaw(judged: Any) -> None:
+    """Sound masks with an object that the model denies are doubted less than those with one made up."""
+    made, _, opinions = judged
+    denied = {name: [one for one in o.evidence.lone if one.drawn] for name, o in opinions.items()}
+    sound = [opinions[name].flawed for name, some in denied.items() if some and name not in made.flaw]
+    wrong = [opinions[name].flawed for name, what in made.flaw.items() if what == "invent"]
+    assert np.mean(wrong) > 0.5
+    assert not sound or np.mean(sound) < np.mean(wrong)
+
+
+def test_errors_made_on_purpose_are_errors_in_outlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world(12, (64, 64), 0.0)
+    shares = []
+
+    def gathered(look: Look, objects: Objects | None = None) -> Evidence:
+        if objects is not None:
+            truth = made.truth[look.case][look.box]
+            shares.append(objects.share(look.label != truth))
+        return gather(look, objects)
+
+    monkeypatch.setattr(estimate, "gather", gathered)
+    fit(made.looks, sorted(made.given))
+    assert len(shares) > 30
+    assert max(shares) <= estimate.MOST_LONE
+
+
+def test_probabilities_at_the_floor_give_finite_confidence() -> None:
+    look = drawn_look(squares((10, 10, 20, 1)), squares((32, 10, 20, 1)), sure=1.0)
+    assert [one.confidence for one, _ in Objects.of(look).lone] == pytest.approx([-np.log(LEAST)] * 2)
