@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,11 @@ def test_what_was_learnt_is_read_as_it_was_written(
     make_world: Callable[..., Any], tmp_path: Path, ndim: int, classes: int, cases: int
 ) -> None:
     world = make_world(cases, ndim=ndim, classes=classes)
-    auditor = fit(world.looks, world.ids)
-    check = SelfCheck.of(auditor, world.looks, world.ids)
     rng = np.random.default_rng(0)
+    auditor = fit(world.looks, world.ids)
+    presence = replace(auditor.population.presence, habit=rng.uniform(0, 3, (2, classes - 1)))
+    auditor = replace(auditor, population=replace(auditor.population, presence=presence))
+    check = SelfCheck.of(auditor, world.looks, world.ids)
     ids = world.ids[:5]
     shapes = {"looks": (5, 64, 8), "scenes": (5, 5, 8)}
     outlines = Outlines.of(ids, {key: rng.normal(size=shape).astype("f4") for key, shape in shapes.items()})
@@ -194,6 +197,8 @@ def test_what_was_learnt_is_read_as_it_was_written(
         "volumes_mm3",
     ):
         assert getattr(after, key) == getattr(before, key)
+    assert np.array_equal(after.auditor.population.presence.habit, presence.habit)
+    assert np.array_equal(after.auditor.population.presence.volumes, presence.volumes)
     assert after.check.facts() == check.facts()
     assert after.check.interval(0.8) == check.interval(0.8)
     assert all(np.array_equal(after.outlines.arrays()[key], outlines.arrays()[key]) for key in shapes)

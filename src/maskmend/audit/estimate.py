@@ -23,9 +23,7 @@ FIT_ON = 400  # cases; more sharpen nothing
 INJECTED = 200  # errors made on purpose in all
 MOST_INJECTED = 6  # per case
 TRIES = 4  # to make an error in outlines
-MOST_LONE = (
-    0.9  # of an error may be objects that only the mask or only the model has; more is none in outlines
-)
+MOST_LONE = 0.9  # of an error may be objects that one side has alone; more is none in outlines
 LEAST_LOST = 0.02
 WRONG_IF_FLAWED = (
     0.2  # of what a lost model contradicts, where the mask is flawed; anything between .1 and .3 would do

@@ -161,7 +161,8 @@ class Learnt:
             "surprises": judge.usual.surprises, "signed": judge.usual.signed, "doubts": judge.usual.doubts,
             "by_kind": by_kind.weights, "by_kind_rates": by_kind.rates,
             "together": together.weights, "together_rates": together.rates,
-            "voxels": auditor.voxels.weights, "habit": judge.presence.habit, **self.outlines.arrays(),
+            "voxels": auditor.voxels.weights, "volumes": judge.presence.volumes,
+            "habit": judge.presence.habit, **self.outlines.arrays(),
         }  # fmt: skip
 
     @classmethod
@@ -206,7 +207,7 @@ class Learnt:
             story.rate,
             story.empty,
             story.seen_in_empty,
-            Presence(usual.volumes, arrays["habit"]),
+            Presence(arrays["volumes"], arrays["habit"]),
         )
         auditor = Auditor(
             Calibration(float(arrays["scale"][0]), arrays["bias"]),
@@ -260,19 +261,19 @@ def _check_shapes(story: Story, arrays: Arrays) -> None:
         "signed": (2, groups, len(signed_names(story.ndim))), "doubts": (2, 2),
         "by_kind": (fitted[0], 1 + width), "by_kind_rates": (fitted[0],),
         "together": (fitted[1], 1 + width), "together_rates": (fitted[1],),
-        "voxels": (1 + COLUMNS,), "habit": (2, classes - 1),
+        "voxels": (1 + COLUMNS,), "volumes": (classes - 1,), "habit": (2, classes - 1),
     }  # fmt: skip
     for name, shape in wanted.items():
         if arrays[name].shape != shape:
             raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are no numbers")
-    spreads = [arrays[name][1] for name in ("surprises", "signed", "doubts")]
+    spreads = [arrays["volumes"], *(arrays[name][1] for name in ("surprises", "signed", "doubts"))]
     rates = [arrays[name] for name in ("by_kind_rates", "together_rates")]
     if (
         min(float(one.min(initial=1.0)) for one in (*spreads, *rates)) <= 0
         or max(one.sum() for one in rates) > 1
     ):
-        raise ValueError("spreads must be above 0, rates between 0 and 1")
+        raise ValueError("spreads and volumes must be above 0, rates between 0 and 1")
     if story.source == "folds" and not story.folds:
         raise ValueError("names no folds")

@@ -323,7 +323,6 @@ def fit(
         doubt = sigmoid(0.5 * (by_kind.odds(sound[asked]) + together.odds(sound[asked])))
         rate = float(np.clip(doubt.mean() if len(doubt) else 0.0, *RATE))
         judge = replace(judge, usual=usual, by_kind=by_kind, together=together, trust=trust, rate=rate)
-        judge = replace(judge, presence=Presence.of(cases, usual.volumes))
         trust = np.where(trusted, 1.0, sigmoid(-judge.log_odds(cases)))
         judge = replace(judge, trust=trust)
         if number_of_round == 0 and apart(together, sound, weight, wrong) < LEAST_APART:
