@@ -171,7 +171,7 @@ def maskmend(
     auditor = fit(looks, ids)
     fitted = time.process_time() - began
     outlines = look_at_outlines(given.dataset.cases, given.dataset, progress=lambda: None)
-    witness = outlines.witness().weighed(auditor.flawed())
+    witness = outlines.witness().weighed(auditor.flawed_outlines())
     images = {case.id: case.images for case in given.dataset.cases}
     keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "quality_alone")
     found: dict[str, list[Any]] = {key: [] for key in keys}

@@ -184,6 +184,17 @@ def test_of_an_object_that_is_not_there_all_voxels_are_wrong() -> None:
         assert not suggest(opinion).any()
 
 
+def test_whether_an_object_is_there_is_no_matter_of_exactness() -> None:
+    """Where images do not bear out the models, their doubts count in masks with outlines, and nowhere else."""
+    world = lesions(60, empty=0.6, rate=0.3)
+    auditor, opinions = judged(world)
+    changed = {case: one.backed(0.1) is not one for case, one in opinions.items()}
+    both = {case: one.evidence.drawn and one.evidence.seen for case, one in opinions.items()}
+    assert changed == both
+    assert 10 < sum(both.values()) < 50
+    assert set(auditor.flawed_outlines()) == {case for case, has in both.items() if has}
+
+
 def uniform(drawn: bool, chance: float) -> Evidence:
     """A square that is drawn or not, and seen with this probability by a model that is sure of the rest."""
     square = np.zeros((60, 60), bool)

@@ -12,6 +12,7 @@ from tests.audit.conftest import dice
 
 from maskmend.audit import hearing, judging
 from maskmend.audit.estimate import Opinion, mask_dice
+from maskmend.audit.evidence import gather
 from maskmend.audit.hearing import KEPT, MIRRORED, Heard, advised, hear, misled
 from maskmend.audit.look import Look, look_at
 from maskmend.audit.outlines import EXPECTED, ImageWitness, overview, scaled_looks
@@ -156,7 +157,7 @@ def test_nothing_is_said_without_a_witness(witness: ImageWitness) -> None:
 def judged(look: Look, doubt: float = 0.0, odds: float = 2.0) -> Opinion:
     """What a model would think of a mask: it doubts every voxel where the two differ."""
     noise = np.where(look.probs.argmax(0) != look.label, 0.9, 0.0).astype(np.float32)
-    return Opinion(look, None, odds, 0.0, noise, doubt=doubt, rate=0.2)  # type: ignore[arg-type]
+    return Opinion(look, gather(look), odds, 0.0, noise, doubt=doubt, rate=0.2)
 
 
 def beside(truth: np.ndarray) -> np.ndarray:

@@ -303,6 +303,19 @@ def test_the_map_doubts_the_object_and_not_the_rest(judged: Any) -> None:
     assert np.mean(outside) < 0.02
 
 
+def test_the_images_are_asked_of_outlines_only(judged: Any) -> None:
+    """Whether images bear out the models is told by the outlines that these call flawed, not by objects in them."""
+    made, auditor, _ = judged
+    told = auditor.flawed_outlines()
+    assert set(told) == set(made.given)
+    of = {
+        kind: [told[n] for n, what in made.flaw.items() if what == kind]
+        for kind in ("drop", "invent", "wide")
+    }
+    assert min(of["wide"]) > 0.5
+    assert np.mean([*of["drop"], *of["invent"]]) < 0.2
+
+
 def test_what_the_model_misses_is_no_flaw(judged: Any) -> None:
     """Sound masks with an object that the model denies are doubted less than those with one made up."""
     made, _, opinions = judged

@@ -89,9 +89,9 @@ class Opinion:
         """The opinion when the images bear out what the models say of masks this far, in [0, 1].
 
         Where they do not, no mask may be exact, nor what would be suggested: the models' doubts of each voxel say as
-        much as the verdict on the mask.
+        much as the verdict on the mask. Whether an object is there is no matter of exactness.
         """
-        if backing == self.backing:
+        if backing == self.backing or not (self.evidence.drawn and self.evidence.seen):
             return self
         doubt = np.where(self.noise > 0, 1 - self.look.given, 0)
         noise = self.noise + DOUBTS_COUNT * (1 - backing) * (doubt - self.noise)
@@ -233,11 +233,13 @@ class Auditor:
     usual_overlap: float = 1.0
     seen: Mapping[tuple[str, int, float], Evidence] = field(default_factory=dict, repr=False)
 
-    def flawed(self) -> dict[str, float]:
-        """P(flawed) by the models alone of the cases that it was fitted to."""
-        odds = self.population.log_odds(list(self.seen.values()))
-        chances = population.sigmoid(odds).tolist()
-        return {case: chance for (case, *_), chance in zip(self.seen, chances, strict=True)}
+    def flawed_outlines(self) -> dict[str, float]:
+        """P(flawed outlines) by the models alone of the cases that it was fitted to, where mask and model have any."""
+        cases = {case: one for (case, *_), one in self.seen.items() if one.drawn and one.seen}
+        if not cases:
+            return {}
+        odds = self.population.outline_odds(list(cases.values()))
+        return dict(zip(cases, population.sigmoid(odds).tolist(), strict=True))
 
     def judge(self, look: Look) -> Opinion:
         """The opinion of a case with uncalibrated probabilities."""

@@ -225,7 +225,14 @@ class Judge:
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) the same, with what is known where the model is lost."""
-        return believed(self.verdict(cases), self.usual.lost(cases), self.beforehand(cases))
+        return self._believed(self.verdict(cases), cases)
+
+    def outline_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
+        """(N,) the same of `in_outlines`."""
+        return self._believed(self.in_outlines(cases), cases)
+
+    def _believed(self, odds: np.ndarray, cases: Sequence[Evidence]) -> np.ndarray:
+        return believed(odds, self.usual.lost(cases), self.beforehand(cases))
 
     def beforehand(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) how likely each is flawed, as far as is known without the model's verdict: the share of flawed cases.

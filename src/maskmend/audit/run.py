@@ -141,7 +141,7 @@ def _concluded(job: Job, looks: LooksOf, over: Mapper, began: float) -> dict[str
     if job.like:
         witness, check = job.like.learnt.witness(outlines), job.like.learnt.check
     else:
-        witness = outlines.witness().weighed(auditor.flawed())
+        witness = outlines.witness().weighed(auditor.flawed_outlines())
         ids, seed = [case.id for case in job.cases], job.config.audit.seed
         check = SelfCheck.of(auditor, looks, ids, seed, backing=witness.backing, over=over)
     work = CaseWork(looks, auditor, check, witness, job.out, most, _learnt_from(job))
