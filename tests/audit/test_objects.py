@@ -326,6 +326,26 @@ def test_what_the_model_misses_is_no_flaw(judged: Any) -> None:
     assert not sound or np.mean(sound) < np.mean(wrong)
 
 
+def test_a_class_that_nobody_draws_has_no_dice() -> None:
+    """However unsure the model is of its absence; what it may have seen rightly counts as missed."""
+    label = squares((10, 10, 30, ORGAN))
+    for seen, doubt, wanted in ((0.3, 0.3, np.nan), (0.6, 0.05, np.nan), (0.6, 0.3, 0.0)):
+        probs = np.full((3, 60, 60), 0.001)
+        probs[0], probs[ORGAN][label > 0] = np.where(label > 0, 0.001, 0.998), 0.998
+        probs[LESION, 20:26, 20:26], probs[ORGAN, 20:26, 20:26] = seen, 0.999 - seen
+        look = look_at("a", probs, label, (1.0, 1.0))
+        noise = np.where(look.probs[LESION] > 0.1, doubt, 0).astype(np.float32)
+        opinion = Opinion(look, gather(look), 20.0, 0.0, noise)
+        organ, lesion = opinion.dice(look.label)
+        assert organ > 0.95
+        assert lesion == pytest.approx(wanted, abs=1e-6, nan_ok=True)
+        assert np.isnan(opinion.dice(look.decided)[1]) == (
+            seen < 0.5
+        )  # suggested: missed, whatever the doubt
+    empty = replace(opinion, look=look.with_label(np.zeros_like(look.label)))
+    assert empty.dice(empty.look.label)[1] == pytest.approx(0, abs=1e-6)
+
+
 def test_errors_made_on_purpose_are_errors_in_outlines(monkeypatch: pytest.MonkeyPatch) -> None:
     made = world(12, (64, 64), 0.0)
     shares = []

@@ -35,6 +35,7 @@ AGREED = 0.85  # usual overlap of mask and model above which the rest may be the
 POOR = 0.5  # of what speaks against a mask, for a model that is lost: it is off about as often as the mask
 FORGIVEN = 0.1  # P(flawed) below which what speaks against a mask begins to be forgiven; all of it at 0
 DOUBTS_COUNT = 0.5  # of a map, where no image bears out the models; .25 to .75 fit a crowd's errors alike
+GLIMPSED = 0.1  # probability from which an object that only the model sees is perhaps a class left out
 BELIEVABLE = 0.05  # trust below which nothing is learnt from a case
 
 OUTLINES = ("over-drawn", "under-drawn", "shifted")
@@ -146,7 +147,21 @@ class Opinion:
         weights = [1 - lost, 1 - lost, 2 * said, 0 if changed else 4 * lost]
         views = np.ma.masked_invalid([model, decided, heard, poor])
         found = np.ma.filled(np.ma.average(views, axis=0, weights=weights), np.nan)
+        found[~self._counted(suggested)] = np.nan
         return np.asarray(1 - self.held_against * (1 - found))
+
+    def _counted(self, suggested: np.ndarray) -> np.ndarray:
+        """(K - 1,) bool: classes that are drawn, suggested or perhaps missed; all where nothing is drawn.
+
+        A model is never quite sure that a class is not there; that is no Dice of 0.
+        """
+        label, decided = self.look.label, self.look.decided
+        if not label.any():
+            return np.ones(self.look.classes - 1, bool)
+        return np.array([
+            (label == k).any() or (suggested == k).any() or self.noise[decided == k].max(initial=0) > GLIMPSED
+            for k in range(1, self.look.classes)
+        ])  # fmt: skip
 
     @property
     def held_against(self) -> float:
