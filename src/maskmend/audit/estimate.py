@@ -262,15 +262,15 @@ class Auditor:
         look = self.calibration(look)
         evidence = known or gather(look.thinned())
         judge = self.population
-        verdict, doubt = (float(f([evidence])[0]) for f in (judge.verdict, judge.usual.excess))
-        noise = self._noise(look, evidence)
+        outlines, doubt = judge.in_outlines([evidence]), float(judge.usual.excess([evidence])[0])
+        verdict = float(judge.with_objects(outlines, [evidence])[0])
+        noise = self._noise(look, evidence, float(outlines[0]))
         beforehand = float(judge.beforehand([evidence])[0])
         sure = Opinion(look, evidence, verdict, 0.0, noise, self.usual_overlap, doubt, beforehand)
         return sure.lost_by(float(population.lost_at(np.float64(doubt))))
 
-    def _noise(self, look: Look, evidence: Evidence) -> np.ndarray:
-        """`Opinion.noise` if the model is not lost."""
-        odds = float(self.population.in_outlines([evidence])[0])
+    def _noise(self, look: Look, evidence: Evidence, odds: float) -> np.ndarray:
+        """`Opinion.noise` if the model is not lost, by `Judge.in_outlines`."""
         noise = self.voxels.noise(look, odds)
         if not evidence.one_sided and not evidence.lone:
             return noise

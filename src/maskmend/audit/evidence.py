@@ -107,7 +107,9 @@ def gather(look: Look, objects: Objects | None = None) -> Evidence:
     """
     objects = objects or Objects.of(look)
     settled, soft = objects.settled(look), _soft(look)
-    masks, contradiction = _drawn_parts(settled), _contradiction(settled, soft)
+    masks = _drawn_parts(settled, objects.drawn if settled is look else None)
+    contradiction = _contradiction(settled, soft)
+    disagreement = contradiction if settled is look else _contradiction(look, soft)
     voxel, one = prod(look.spacing_mm), 1 / look.each
     outline_voxels = 0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel + one
     volume = 0.5 * (masks.moments.mass[0] + soft.parts.moments.mass[0]) + one
@@ -122,7 +124,7 @@ def gather(look: Look, objects: Objects | None = None) -> Evidence:
         _differences(masks, soft.parts, look.spacing_mm),
         soft.doubts,
         seen_size=float(np.log((soft.parts.moments.mass[0] + 1) * voxel)),
-        disagreement=float(np.log((_contradiction(look, soft) + one) / (soft.expected + one))),
+        disagreement=float(np.log((disagreement + one) / (soft.expected + one))),
         objects=objects.drawn,
         lone=tuple(lone for lone, _ in objects.lone),
     )
@@ -204,7 +206,8 @@ def _soft_parts(look: Look, likely: np.ndarray) -> _Parts:
     return _Parts(np.array([soft_outline(mask, spacing) for mask in masks]), moments, likely_somewhere)
 
 
-def _drawn_parts(look: Look) -> _Parts:
+def _drawn_parts(look: Look, counts: np.ndarray | None) -> _Parts:
+    """What is drawn, with `counts` (K - 1,) of connected parts where they are known."""
     spacing, nothing = look.spacing_mm, (slice(0, 1),) * look.label.ndim
     around, *boxes = [box or nothing for box in look.boxes]
     masks = [look.label[box] == k for k, box in enumerate(boxes, 1)]
@@ -213,7 +216,10 @@ def _drawn_parts(look: Look) -> _Parts:
         masks = [look.label[around] > 0, *masks]
         moments = moments.after_total()
     outlines = np.array([outline(mask, spacing) for mask in masks])
-    return _Parts(outlines, moments, np.array([_pieces(mask) for mask in masks]))
+    counted = np.array(
+        [_pieces(mask) for mask in masks[: None if counts is None else len(masks) - len(counts)]], int
+    )
+    return _Parts(outlines, moments, counted if counts is None else np.concatenate([counted, counts]))
 
 
 def _pieces(mask: np.ndarray) -> int:

@@ -55,7 +55,7 @@ class Objects:
         for index, (own, seen) in enumerate(zip(_drawn_parts(look), _seen_parts(look), strict=True), 1):
             drawn[index - 1] = own.count if own else 0
             for part, other, is_drawn in ((own, look.decided, True), (seen, look.label, False)):
-                for where in part.without(other == index) if part else ():
+                for where in part.without(other, index) if part else ():
                     lone.append((_described(look, index, is_drawn, where), where))
         return cls(drawn, lone)
 
@@ -89,9 +89,12 @@ class _Parts:
         numbered, count = ndimage.label(mask, _CORNERS[mask.ndim])
         return cls(numbered, int(count), box, shape)
 
-    def without(self, other: np.ndarray) -> list[np.ndarray]:
-        """Flat places of each part that has no voxel of the other mask (*B) bool."""
-        met = np.bincount(self.numbered[other[self.box]], minlength=self.count + 1)[1:]
+    def without(self, other: np.ndarray, index: int) -> list[np.ndarray]:
+        """Flat places of each part that has no voxel of this class in the other label (*B)."""
+        shared = self.numbered[other[self.box] == index]
+        if self.count == 1 and shared.any():
+            return []
+        met = np.bincount(shared, minlength=self.count + 1)[1:]
         corner = [one.start for one in self.box]
         return [
             np.ravel_multi_index(

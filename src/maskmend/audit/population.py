@@ -187,7 +187,11 @@ class Judge:
 
     def verdict(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) log of P(flawed) / P(sound), if the model can be believed."""
-        odds = self.in_outlines(cases)
+        return self.with_objects(self.in_outlines(cases), cases)
+
+    def with_objects(self, outlines: np.ndarray, cases: Sequence[Evidence]) -> np.ndarray:
+        """`verdict` from `in_outlines`."""
+        odds = outlines.copy()
         for number, case in enumerate(cases):
             if case.lone and not case.one_sided:
                 odds[number] = self.presence.joined(float(odds[number]), case.lone)
