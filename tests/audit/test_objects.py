@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from maskmend.audit.estimate import Auditor, Opinion, fit, mask_dice, mean_dice
 from maskmend.audit.evidence import Evidence, gather
 from maskmend.audit.kinds import case_kind
 from maskmend.audit.look import LEAST, Look, look_at
-from maskmend.audit.objects import Lone, Objects
+from maskmend.audit.objects import MOST, Lone, Objects
 from maskmend.audit.presence import DENIED, MOST_INVENTED, SEEN, Presence, lowered
 from maskmend.audit.suggest import suggest
 
@@ -72,6 +73,26 @@ def test_they_are_those_that_another_implementation_finds(shape: tuple[int, ...]
             assert one.volume == len(where)
             odds = np.log(look.probs.max(0).ravel()[where] / look.given.ravel()[where])
             assert one.confidence == pytest.approx(odds.mean(), rel=1e-5)
+
+
+def test_a_model_that_sees_specks_everywhere_costs_no_more() -> None:
+    """Thousands of them: the largest are judged, all are settled, and the time is that of one pass."""
+    rng = np.random.default_rng(0)
+    label = np.zeros((80, 80, 80), np.uint8)
+    label[20:60, 20:60, 20:60] = 1
+    specks = np.zeros_like(label, bool)
+    specks[rng.random(label.shape) < 0.03] = True
+    specks[2:5, 2:5, 2:5] = True
+    decided = np.where(ndimage.binary_dilation(label > 0, iterations=2), label, specks).astype(np.uint8)
+    look = drawn_look(label, decided, classes=2)
+    began = time.perf_counter()
+    evidence, objects = gather(look), Objects.of(look)
+    assert time.perf_counter() - began < 5
+    assert len(objects.rest) > 1000
+    assert len(objects.lone) == len(evidence.lone) == MOST
+    assert min(one.volume for one, _ in objects.lone) >= max(len(where) for where in objects.rest)
+    assert np.array_equal(objects.settled(look).label > 0, (look.decided > 0) | (look.label > 0))
+    assert objects.share(look.decided != look.label) == 1
 
 
 def test_their_volume_is_in_millimetres() -> None:

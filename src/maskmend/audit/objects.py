@@ -16,6 +16,8 @@ from scipy import ndimage
 
 from maskmend.audit.look import Look
 
+MOST = 100  # of a class and side that are judged by themselves
+
 _CORNERS = {ndim: np.ones((3,) * ndim, int) for ndim in (2, 3)}
 
 
@@ -42,37 +44,49 @@ class Objects:
 
     Args:
         drawn: (K - 1,) how many the mask has of each class.
-        lone: those that one side has alone, each with the flat places (n,) of its voxels in the box.
+        lone: those that one side has alone, each with the flat places (n,) of its voxels in the box; the largest 100
+            of a class and side.
+        rest: flat places of the others, specks of a model that knows little.
     """
 
     drawn: np.ndarray
     lone: Sequence[tuple[Lone, np.ndarray]]
+    rest: Sequence[np.ndarray] = ()
 
     @classmethod
     def of(cls, look: Look) -> Objects:
         """Of a look with calibrated probabilities."""
-        drawn, lone = np.zeros(look.classes - 1, int), list[tuple[Lone, np.ndarray]]()
+        drawn, lone, rest = (
+            np.zeros(look.classes - 1, int),
+            list[tuple[Lone, np.ndarray]](),
+            list[np.ndarray](),
+        )
         for index, (own, seen) in enumerate(zip(_drawn_parts(look), _seen_parts(look), strict=True), 1):
             drawn[index - 1] = own.count if own else 0
             for part, other, is_drawn in ((own, look.decided, True), (seen, look.label, False)):
-                for where in part.without(other, index) if part else ():
-                    lone.append((_described(look, index, is_drawn, where), where))
-        return cls(drawn, lone)
+                found = part.without(other, index) if part else []
+                if len(found) > MOST:
+                    found.sort(key=len, reverse=True)
+                    rest += found[MOST:]
+                lone += [(_described(look, index, is_drawn, where), where) for where in found[:MOST]]
+        return cls(drawn, lone, rest)
 
     def settled(self, look: Look) -> Look:
         """The case with these objects as the model has them; as it is where mask and model have nothing in common."""
         if not self.lone or not ((look.label > 0) & (look.decided > 0)).any():
             return look
-        label, decided = look.label.ravel().copy(), look.decided.ravel()
-        for _, where in self.lone:
-            label[where] = decided[where]
+        label, places = look.label.ravel().copy(), self._places
+        label[places] = look.decided.ravel()[places]
         return look.with_label(label.reshape(look.label.shape))
+
+    @property
+    def _places(self) -> np.ndarray:
+        return np.concatenate([*(where for _, where in self.lone), *self.rest])
 
     def share(self, changed: np.ndarray) -> float:
         """How much of the changed voxels (*B) bool lies in them, in [0, 1]."""
-        flat = changed.ravel()
-        inside = sum(int(np.count_nonzero(flat[where])) for _, where in self.lone)
-        return inside / max(int(np.count_nonzero(flat)), 1)
+        inside = int(np.count_nonzero(changed.ravel()[self._places])) if self.lone else 0
+        return inside / max(int(np.count_nonzero(changed)), 1)
 
 
 @dataclass(frozen=True)
@@ -94,15 +108,18 @@ class _Parts:
         shared = self.numbered[other[self.box] == index]
         if self.count == 1 and shared.any():
             return []
-        met = np.bincount(shared, minlength=self.count + 1)[1:]
+        alone = np.bincount(shared, minlength=self.count + 1) == 0
+        alone[0] = False
+        if not alone.any():
+            return []
+        inside = np.flatnonzero(alone[self.numbered])
+        numbers = self.numbered.ravel()[inside]
+        order = np.argsort(numbers, kind="stable")
+        at = np.unravel_index(inside[order], self.numbered.shape)
         corner = [one.start for one in self.box]
-        return [
-            np.ravel_multi_index(
-                [at + start for at, start in zip(np.nonzero(self.numbered == part), corner, strict=True)],
-                self.shape,
-            )
-            for part in np.flatnonzero(met == 0) + 1
-        ]
+        places = np.ravel_multi_index([a + start for a, start in zip(at, corner, strict=True)], self.shape)
+        sizes = np.bincount(numbers, minlength=self.count + 1)[alone]
+        return np.split(places, np.cumsum(sizes)[:-1])
 
 
 def _drawn_parts(look: Look) -> list[_Parts | None]:
