@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from maskmend.audit.look import LEAST, Look
-from maskmend.audit.objects import Lone, Objects
+from maskmend.audit.objects import CORNERS, Lone, Objects
 from maskmend.audit.shape import Moments, outline, soft_outline
 from maskmend.boxes import bounding_box, bounding_boxes
 
@@ -28,7 +28,6 @@ SURPRISES = ("surprise", "contradiction", "contradiction by volume", "outline su
 """Figures that an error can only raise."""
 
 _FAINT = 0.02
-_CORNERS = {ndim: np.ones((3,) * ndim, int) for ndim in (2, 3)}
 _UPPER = {ndim: np.triu_indices(ndim) for ndim in (2, 3)}
 
 
@@ -223,7 +222,7 @@ def _drawn_parts(look: Look, counts: np.ndarray | None) -> _Parts:
 
 
 def _pieces(mask: np.ndarray) -> int:
-    return int(ndimage.label(mask, _CORNERS[mask.ndim])[1])
+    return int(ndimage.label(mask, CORNERS[mask.ndim])[1])
 
 
 def _contradiction(look: Look, soft: _Soft) -> float:

@@ -18,7 +18,8 @@ from maskmend.audit.look import Look
 
 MOST = 100  # of a class and side that are judged by themselves
 
-_CORNERS = {ndim: np.ones((3,) * ndim, int) for ndim in (2, 3)}
+CORNERS = {ndim: np.ones((3,) * ndim, int) for ndim in (2, 3)}
+"""Which voxels are neighbours: those that share a corner."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class _Parts:
 
     @classmethod
     def of(cls, mask: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> _Parts:
-        numbered, count = ndimage.label(mask, _CORNERS[mask.ndim])
+        numbered, count = ndimage.label(mask, CORNERS[mask.ndim])
         return cls(numbered, int(count), box, shape)
 
     def without(self, other: np.ndarray, index: int) -> list[np.ndarray]:
