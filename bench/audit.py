@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -310,6 +310,37 @@ def arguments(what: str | None, actions: Sequence[str], table: Path) -> argparse
     )
     parser.add_argument("--table", type=Path, default=table, help="where results go")
     return parser
+
+
+def run_made(
+    what: str | None,
+    table: Path,
+    scenarios: Callable[[Sequence[int]], Sequence[tuple[str, Scenario]]],
+    make: Callable[[Path, Path, str, Scenario], None],
+    report: Callable[[Path], str],
+) -> None:
+    """Command line of a bench on data sets that are made for it.
+
+    Args:
+        what: its description. table: where results go.
+        scenarios: by seeds, each with the beginning of its name.
+        make: the data set of one, from the data root, in this folder.
+        report: of the table.
+    """
+    given = arguments(what, ["train", "score", "report"], table).parse_args()
+    for start, scenario in scenarios([int(seed) for seed in given.seeds.split(",")]):
+        name = f"{start} {scenario.name}"
+        if given.only not in name or given.action == "report":
+            continue
+        folder = given.cache / name.replace(" ", "-")
+        if not (folder / DATA[scenario.data].folder / "maskmend.json").exists():
+            make(given.data, folder, start, scenario)
+        if given.action == "train":
+            train(scenario, folder, folder)
+        else:
+            score(scenario, folder, folder, given.table, name)
+    if given.action == "report":
+        print(report(given.table))
 
 
 def main() -> None:

@@ -27,29 +27,30 @@ SHARES = (0.5, 0.8)
 ACROSS = 2  # axis of the volumes along which four in ten slices are empty
 
 
-def scenarios(seeds: Sequence[int]) -> list[tuple[float, audit.Scenario]]:
-    """Each with its share of empty slices."""
+def scenarios(seeds: Sequence[int]) -> list[tuple[str, audit.Scenario]]:
+    """Each with how its name begins: its share of empty slices."""
     audit.DATA["slices"] = replace(
         audit.DATA["hippocampus-2d"], folder="slices", cases=260, gross=("drop", "swap")
     )
     return [
-        (share, audit.Scenario("slices", "assorted", audit.rate_of(seed), seed))
+        (f"empty {share:g}", audit.Scenario("slices", "assorted", audit.rate_of(seed), seed))
         for share in SHARES
         for seed in seeds
     ]
 
 
-def cut(source: Path, out: Path, share: float, seed: int) -> None:
+def cut(data: Path, folder: Path, start: str, scenario: audit.Scenario) -> None:
     """Write a slice of each volume as a data set, this share of them empty."""
     from PIL import Image
 
     from maskmend.data.dataset import find_cases
     from maskmend.data.images import read_image, read_label
 
-    rng = np.random.default_rng([seed, 50])
+    rng, share = np.random.default_rng([scenario.seed, 50]), float(start.removeprefix("empty "))
+    out = folder / "slices"
     for name in ("images", "labels"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    for case in find_cases(source).cases:
+    for case in find_cases(data / "msd_hippocampus_3d").cases:
         assert case.label is not None
         volumes = read_label(case.label)[0], read_image(case.images[0])[0][0]
         mask, image = (np.moveaxis(one, ACROSS, 0) for one in volumes)
@@ -77,23 +78,5 @@ def report(table: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Command line."""
-    given = audit.arguments(__doc__, ["train", "score", "report"], TABLE).parse_args()
-    for share, scenario in scenarios([int(seed) for seed in given.seeds.split(",")]):
-        name = f"empty {share:g} {scenario.name}"
-        if given.only not in name or given.action == "report":
-            continue
-        folder = given.cache / name.replace(" ", "-")
-        if not (folder / "slices" / "maskmend.json").exists():
-            cut(given.data / "msd_hippocampus_3d", folder / "slices", share, scenario.seed)
-        if given.action == "train":
-            audit.train(scenario, folder, folder)
-        else:
-            audit.score(scenario, folder, folder, given.table, name)
-    if given.action == "report":
-        print(report(given.table))
-
-
 if __name__ == "__main__":
-    main()
+    audit.run_made(__doc__, TABLE, scenarios, cut, report)

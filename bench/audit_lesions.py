@@ -34,7 +34,7 @@ DEPTH = 5  # pixels from the head's outline to a lesion's centre at least
 
 
 def scenarios(seeds: Sequence[int]) -> list[tuple[str, audit.Scenario]]:
-    """Each with its kind of data set."""
+    """Each with how its name begins: its kind of data set."""
     audit.DATA["heads"] = replace(
         audit.DATA["hc18"],
         folder="heads",
@@ -42,23 +42,23 @@ def scenarios(seeds: Sequence[int]) -> list[tuple[str, audit.Scenario]]:
         settings=(*audit.FAST, "train.steps=400", "train.batch=8"),
     )
     return [
-        (kind, audit.Scenario("heads", "assorted", audit.rate_of(seed), seed))
+        (f"lesions {kind}", audit.Scenario("heads", "assorted", audit.rate_of(seed), seed))
         for kind in PRESENT
         for seed in seeds
     ]
 
 
-def paint(source: Path, folder: Path, kind: str, scenario: audit.Scenario) -> None:
+def paint(data: Path, folder: Path, start: str, scenario: audit.Scenario) -> None:
     """Write images, true masks, flawed masks and what is wrong with them."""
     from PIL import Image
 
     from maskmend.data.dataset import find_cases
 
-    rng = np.random.default_rng([scenario.seed, 60])
+    rng, kind = np.random.default_rng([scenario.seed, 60]), start.removeprefix("lesions ")
     out, facts = folder / "heads", {}
     for place in (out / "images", out / "labels", folder / "labels"):
         place.mkdir(parents=True, exist_ok=True)
-    cases = find_cases(source).cases
+    cases = find_cases(data / "hc18_fetal_head_2d").cases
     for number in sorted(rng.permutation(len(cases))[: audit.DATA["heads"].cases]):
         case = cases[number]
         assert case.label is not None
@@ -143,23 +143,5 @@ def report(table: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Command line."""
-    given = audit.arguments(__doc__, ["train", "score", "report"], TABLE).parse_args()
-    for kind, scenario in scenarios([int(seed) for seed in given.seeds.split(",")]):
-        name = f"lesions {kind} {scenario.name}"
-        if given.only not in name or given.action == "report":
-            continue
-        folder = given.cache / name.replace(" ", "-")
-        if not (folder / "heads" / "maskmend.json").exists():
-            paint(given.data / "hc18_fetal_head_2d", folder, kind, scenario)
-        if given.action == "train":
-            audit.train(scenario, folder, folder)
-        else:
-            audit.score(scenario, folder, folder, given.table, name)
-    if given.action == "report":
-        print(report(given.table))
-
-
 if __name__ == "__main__":
-    main()
+    audit.run_made(__doc__, TABLE, scenarios, paint, report)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from maskmend.audit.evidence import Evidence
 from maskmend.audit.objects import Lone
@@ -69,13 +70,9 @@ def lowered(odds: np.ndarray, most: float) -> float:
     """By how much log odds (N,) must be lowered for their probabilities to sum to `most`, > 0; 0 where they do not
     sum to more."""
     low, high = 0.0, 30.0
-    if not len(odds) or _sum(odds, low) <= most:
+    if not len(odds) or expit(odds - low).sum() <= most:
         return low
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if _sum(odds, middle) > most else (low, middle)
+        low, high = (middle, high) if expit(odds - middle).sum() > most else (low, middle)
     return high
-
-
-def _sum(odds: np.ndarray, lower: float) -> float:
-    return float((1 / (1 + np.exp(lower - odds))).sum())
