@@ -43,6 +43,8 @@ class Evidence:
         doubts: (2,) how unsure the model is of this image, whatever the mask: softness of its outline, and roughness.
             NaN where it sees nothing.
         seen_size: log of the volume of what the model sees, as the size of what is drawn.
+        sureness: of the model, mean log odds of the likeliest class against background over what it sees, 0 where that
+            is nothing.
         disagreement: the first of the surprises, of the mask as it is given.
         objects: (K - 1,) how many are drawn of each class.
         lone: those that only the mask or only the model has.
@@ -52,6 +54,7 @@ class Evidence:
     signed: np.ndarray
     doubts: np.ndarray
     seen_size: float
+    sureness: float
     disagreement: float
     objects: np.ndarray
     lone: tuple[Lone, ...]
@@ -78,7 +81,7 @@ class Evidence:
 
     @property
     def confidence(self) -> float:
-        """Of a one-sided case: the model's mean log odds over what is drawn or seen."""
+        """Of a case in which the model sees nothing: its mean log odds against what is drawn."""
         return float(np.exp(self.surprises[SURPRISES.index("contradiction by volume")]) - _FAINT) / 2
 
 
@@ -123,6 +126,7 @@ def gather(look: Look, objects: Objects | None = None) -> Evidence:
         _differences(masks, soft.parts, look.spacing_mm),
         soft.doubts,
         seen_size=float(np.log((soft.parts.moments.mass[0] + 1) * voxel)),
+        sureness=soft.sureness,
         disagreement=float(np.log((disagreement + one) / (soft.expected + one))),
         objects=objects.drawn,
         lone=tuple(lone for lone, _ in objects.lone),
@@ -153,7 +157,7 @@ class _Soft:
         best: (*B) largest probability.
         expected: how surprised the model expects to be, summed over voxels.
         parts: of the probabilities.
-        doubts: see `Evidence`.
+        doubts, sureness: see `Evidence`.
     """
 
     likely: np.ndarray
@@ -162,6 +166,7 @@ class _Soft:
     expected: float
     parts: _Parts
     doubts: np.ndarray
+    sureness: float
 
 
 def _soft(look: Look) -> _Soft:
@@ -182,7 +187,9 @@ def _measured(look: Look) -> _Soft:
     doubts = np.log([expected / (parts.outline[0] / voxel + one) + _FAINT, rough + 0.1])
     if not parts.pieces[0]:
         doubts[:] = np.nan
-    return _Soft(likely, decided, probs.max(axis=0), expected, parts, doubts)
+    best = probs.max(axis=0)
+    sureness = float(np.log(best[decided] / probs[0][decided]).sum()) / (parts.moments.mass[0] + 2 * one)
+    return _Soft(likely, decided, best, expected, parts, doubts, sureness)
 
 
 def _entropy(probs: np.ndarray, likely: np.ndarray) -> float:

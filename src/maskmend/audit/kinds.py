@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from maskmend.audit.estimate import Opinion
 from maskmend.audit.look import Look
+from maskmend.audit.objects import CORNERS
 from maskmend.audit.record import ComponentRecord, Kind
 
 SOUND = 0.5  # probability of a flaw below which a case has no kind of error
@@ -17,6 +18,7 @@ MAIN = 0.5  # share of the wrong voxels that one kind must explain
 ONE_WAY = 0.55  # of the wrong voxels: (too much - too little) / both
 APART = 0.15  # of a part may be shared with the other mask for it to be a part of its own
 LEAST_PART = 4  # voxels
+ENCLOSED = 0.5  # of the voxels around a part that another class must have for the part to lie within it
 MOVED = 0.3  # of the difference that a shift must take away
 
 
@@ -33,17 +35,67 @@ class Masses:
         return float(self.extra.sum() + self.missing.sum())
 
 
+@dataclass(frozen=True)
+class Nested:
+    """Objects that lie within another class, as a lesion in an organ, and that only one of two masks has.
+
+    Where they are the other mask has the class around them: that is no swap of classes.
+
+    Args:
+        given, target: (*B) class of such an object, 0 elsewhere.
+        around: (*B) class that such an object lies in, 0 elsewhere.
+    """
+
+    given: np.ndarray
+    target: np.ndarray
+    around: np.ndarray
+
+    @classmethod
+    def of(cls, given: np.ndarray, target: np.ndarray, classes: int) -> Nested:
+        """Of two maps (*B) of class indices."""
+        found = cls(*(np.zeros(given.shape, np.uint8) for _ in range(3)))
+        for index in range(1, classes):
+            for own, other, out in ((given, target, found.given), (target, given, found.target)):
+                apart = parts_apart(own == index, other == index)
+                numbered, count = ndimage.label(apart, CORNERS[own.ndim])
+                for part in range(1, count + 1):
+                    here = numbered == part
+                    rim = ndimage.binary_dilation(here, CORNERS[own.ndim]) & ~here
+                    around = int(np.bincount(other[here], minlength=classes).argmax())
+                    if around not in (0, index) and (own[rim] == around).mean() > ENCLOSED:
+                        out[here], found.around[here] = index, around
+        return found
+
+    def kind(self, noise: np.ndarray, total: float, index: int | None = None) -> tuple[Kind, float] | None:
+        """What most of the wrong voxels are, of one class or of all; None where most are something else."""
+
+        def share(objects: np.ndarray) -> float:
+            here = objects > 0 if index is None else objects == index
+            return min(float(noise[here].sum()) / max(total, 1e-9), 1.0)
+
+        shares: dict[Kind, float] = {
+            "invented object": share(self.given),
+            "missing object": share(self.target),
+        }
+        best = max(shares, key=lambda kind: shares[kind])
+        return (best, shares[best]) if shares[best] > MAIN else None
+
+    def about(self, index: int, noise: np.ndarray) -> float:
+        """Wrong voxels of a class that are objects of others within it."""
+        return float(noise[self.around == index].sum())
+
+
 def case_kind(opinion: Opinion, suggested: np.ndarray) -> tuple[Kind, float]:
     """The main error of a case and how sure that is, in [0, 1]."""
     if opinion.flawed < SOUND:
         return "sound", 1 - opinion.flawed
     joint = opinion.confused
     off = joint - np.diag(np.diag(joint))
-    swapped = float(off[1:, 1:].sum()) / max(float(off.sum()), 1e-9)
-    if swapped > MAIN:
-        return "swapped class", swapped
-    look = opinion.look
-    target = _target(opinion, suggested)
+    total = max(float(off.sum()), 1e-9)
+    look, target = opinion.look, _target(opinion, suggested)
+    if (swapped := float(off[1:, 1:].sum()) / total) > MAIN:
+        nested = Nested.of(look.label, target, look.classes)
+        return nested.kind(opinion.noise, total) or ("swapped class", swapped)
     return _kind(masses(opinion), look.label > 0, target > 0, look)
 
 
@@ -53,13 +105,15 @@ def class_kind(opinion: Opinion, suggested: np.ndarray, index: int) -> tuple[Kin
     drawn = float((opinion.look.label == index).sum())
     if opinion.flawed < SOUND or mass.total < 0.02 * drawn + 2:
         return "sound", 1 - opinion.flawed
-    joint = opinion.confused
+    joint, look, target = opinion.confused, opinion.look, _target(opinion, suggested)
     other = [k for k in range(1, len(joint)) if k != index]
     swapped = float(joint[index, other].sum() + joint[other, index].sum()) / max(mass.total, 1e-9)
     if swapped > MAIN:
-        return "swapped class", min(swapped, 1.0)
-    target = _target(opinion, suggested)
-    return _kind(mass, opinion.look.label == index, target == index, opinion.look)
+        nested = Nested.of(look.label, target, look.classes)
+        if nested.about(index, opinion.noise) > MAIN * mass.total:
+            return "sound", 1 - opinion.flawed  # what lies within it is the other class's matter
+        return nested.kind(opinion.noise, mass.total, index) or ("swapped class", min(swapped, 1.0))
+    return _kind(mass, look.label == index, target == index, look)
 
 
 def masses(opinion: Opinion, index: int | None = None) -> Masses:
@@ -101,7 +155,7 @@ def _kind(mass: Masses, drawn: np.ndarray, target: np.ndarray, look: Look) -> tu
 
 def parts_apart(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The connected parts of a mask (*B) bool that hardly touch the other mask, (*B) bool."""
-    numbered, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    numbered, count = ndimage.label(mask, CORNERS[mask.ndim])
     if not count:
         return np.zeros(mask.shape, bool)
     sizes = np.bincount(numbered.ravel())
@@ -127,7 +181,7 @@ def components(opinion: Opinion, suggested: np.ndarray, names: Sequence[str]) ->
     for index, name in enumerate(names[1:], 1):
         given, better = look.label == index, suggested == index
         for present, mask, other in ((True, given, better), (False, better, given)):
-            numbered, count = ndimage.label(parts_apart(mask, other), np.ones((3,) * mask.ndim))
+            numbered, count = ndimage.label(parts_apart(mask, other), CORNERS[mask.ndim])
             for part in range(1, count + 1):
                 here = numbered == part
                 places = np.argwhere(here)

@@ -34,7 +34,7 @@ from maskmend.plain import plain
 from maskmend.pseudonyms import clean_paths
 
 LEARNT = "learnt.safetensors"
-FORMAT = "maskmend learnt 2"
+FORMAT = "maskmend learnt 3"
 Arrays = Mapping[str, np.ndarray]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -158,7 +158,8 @@ class Learnt:
         )
         return story, {
             "scale": np.array([auditor.calibration.scale]), "bias": auditor.calibration.bias,
-            "surprises": judge.usual.surprises, "signed": judge.usual.signed, "doubts": judge.usual.doubts,
+            "surprises": judge.usual.surprises, "signed": judge.usual.signed,
+            "doubts": judge.usual.doubts, "seen": judge.usual.seen,
             "by_kind": by_kind.weights, "by_kind_rates": by_kind.rates,
             "together": together.weights, "together_rates": together.rates,
             "voxels": auditor.voxels.weights, "volumes": judge.presence.volumes,
@@ -197,7 +198,7 @@ class Learnt:
             Ratios(arrays[name], arrays[f"{name}_rates"]) if len(arrays[name]) else None
             for name in ("by_kind", "together")
         )
-        usual = Usual(arrays["surprises"], arrays["signed"], arrays["doubts"])
+        usual = Usual(arrays["surprises"], arrays["signed"], arrays["doubts"], arrays["seen"])
         judge = Judge(
             usual,
             tuple(story.kinds),
@@ -258,7 +259,7 @@ def _check_shapes(story: Story, arrays: Arrays) -> None:
     fitted = (kinds, 1) if len(arrays["together"]) else (0, 0)
     wanted = {
         "scale": (1,), "bias": (classes,), "surprises": (2, len(SURPRISES)),
-        "signed": (2, groups, len(signed_names(story.ndim))), "doubts": (2, 2),
+        "signed": (2, groups, len(signed_names(story.ndim))), "doubts": (2, 2), "seen": (2, 2),
         "by_kind": (fitted[0], 1 + width), "by_kind_rates": (fitted[0],),
         "together": (fitted[1], 1 + width), "together_rates": (fitted[1],),
         "voxels": (1 + COLUMNS,), "volumes": (classes - 1,), "habit": (2, classes - 1),
@@ -268,7 +269,7 @@ def _check_shapes(story: Story, arrays: Arrays) -> None:
             raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are no numbers")
-    spreads = [arrays["volumes"], *(arrays[name][1] for name in ("surprises", "signed", "doubts"))]
+    spreads = [arrays["volumes"], *(arrays[name][1] for name in ("surprises", "signed", "doubts", "seen"))]
     rates = [arrays[name] for name in ("by_kind_rates", "together_rates")]
     if (
         min(float(one.min(initial=1.0)) for one in (*spreads, *rates)) <= 0

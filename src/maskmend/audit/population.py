@@ -55,11 +55,14 @@ class Usual:
 
     Args:
         surprises: (2, S). signed: (2, G, M). doubts: (2, D).
+        seen: (2, 2) of the size of what models see, and of their sureness, among sound cases in which something is
+            drawn as well.
     """
 
     surprises: np.ndarray
     signed: np.ndarray
     doubts: np.ndarray
+    seen: np.ndarray
 
     @classmethod
     def of(cls, cases: Sequence[Evidence], trust: np.ndarray) -> Usual:
@@ -69,7 +72,19 @@ class Usual:
             middle_and_spread(np.stack([case.surprises for case in cases]), weight),
             middle_and_spread(np.stack([case.signed for case in cases]), weight),
             middle_and_spread(np.stack([case.doubts for case in cases]), np.ones(len(cases))),
+            middle_and_spread(
+                np.array([_seen(case) if case.drawn and case.seen else (np.nan, np.nan) for case in cases]),
+                weight,
+            ),
         )
+
+    def lacking(self, case: Evidence) -> float:
+        """By how many spreads what the model sees is smaller than usual, or the model less sure of it.
+
+        The larger of the two: of small objects it is less sure.
+        """
+        below = (self.seen[0] - _seen(case)) / self.seen[1]
+        return float(max(below.max(), 0.0))
 
     def excess(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) by how many spreads the model's doubts about a case are above the usual."""
@@ -94,6 +109,10 @@ class Usual:
     def offsets(self) -> np.ndarray:
         """(G,) the middle of the signed offsets, mm."""
         return np.asarray(self.signed[0, :, 0])
+
+
+def _seen(case: Evidence) -> tuple[float, float]:
+    return case.seen_size, case.sureness
 
 
 def inputs(cases: Sequence[Evidence], usual: Usual) -> np.ndarray:
@@ -217,15 +236,14 @@ class Judge:
         """Log odds that the mask of a one-sided case is wrong.
 
         Errors made in outlines say nothing of that. The model's confidence does, and how common empty images are; of
-        what it sees also its size, for specks are seen in many, and how often it sees anything in empty ones.
+        what it sees also how much it is like what it sees of drawn objects, for specks are seen in many, and how often
+        it sees anything in empty ones.
         """
         if case.drawn:
             return max(case.confidence - self._fullness, float(logit(np.float64(self.rate))))
-        middle, spread = self.usual.signed[:, 0, SIZE]
-        small = max((middle - case.seen_size) / spread - 1, 0.0)
         sound = max(self.seen_in_empty - MOST_MISSED, 1e-3)
         habit = max(np.log(sound / MOST_MISSED), 0.0) if self.empty > FEW_EMPTY else 0.0
-        return float(case.confidence + self._fullness - small - habit)
+        return float(case.sureness + self._fullness - self.usual.lacking(case) - habit)
 
     def log_odds(self, cases: Sequence[Evidence]) -> np.ndarray:
         """(N,) the same, with what is known where the model is lost."""
