@@ -199,6 +199,9 @@ def test_what_was_learnt_is_read_as_it_was_written(
         assert getattr(after, key) == getattr(before, key)
     assert np.array_equal(after.auditor.population.presence.habit, presence.habit)
     assert np.array_equal(after.auditor.population.presence.volumes, presence.volumes)
+    for key in ("surprises", "signed", "doubts", "seen"):
+        ours, theirs = (getattr(one.auditor.population.usual, key) for one in (before, after))
+        assert np.array_equal(ours, theirs)
     assert after.check.facts() == check.facts()
     assert after.check.interval(0.8) == check.interval(0.8)
     assert all(np.array_equal(after.outlines.arrays()[key], outlines.arrays()[key]) for key in shapes)

@@ -16,7 +16,7 @@ from tests.audit.conftest import noise_field, signed_distance
 from maskmend.audit import estimate
 from maskmend.audit.estimate import Auditor, Opinion, fit, mask_dice, mean_dice
 from maskmend.audit.evidence import Evidence, gather
-from maskmend.audit.kinds import case_kind, class_kind
+from maskmend.audit.kinds import Nested, case_kind, class_kind
 from maskmend.audit.look import LEAST, Look, look_at
 from maskmend.audit.objects import MOST, Lone, Objects
 from maskmend.audit.presence import DENIED, MOST_INVENTED, SEEN, Presence, lowered
@@ -423,3 +423,19 @@ def test_an_object_within_another_class_is_no_swap_of_classes(
     opinion = Opinion(look, gather(look), 3.0, 0.0, noise)
     assert case_kind(opinion, look.decided)[0] == kinds[0]
     assert [class_kind(opinion, look.decided, k)[0] for k in (ORGAN, LESION)] == list(kinds[1:])
+
+
+def test_nested_objects_are_told_by_class_and_where_they_lie() -> None:
+    other = (slice(20, 26), slice(6, 12))
+    given, target = _masks(BODY, (3, IN_ORGAN), (3, BESIDE)), _masks(BODY, (LESION, other))
+    nested = Nested.of(given, target, 4)
+    assert np.array_equal(nested.given, _masks((3, IN_ORGAN)))  # what lies beside the body is not in a class
+    assert np.array_equal(nested.target, _masks((LESION, other)))
+    assert np.array_equal(nested.around, _masks((ORGAN, IN_ORGAN), (ORGAN, other)))
+    noise = np.ones(given.shape)
+    assert nested.about(ORGAN, noise) == 72
+    assert nested.kind(noise, 36, LESION) == ("missing object", 1.0)
+    assert nested.kind(noise, 36, 3) == ("invented object", 1.0)
+    assert nested.kind(noise, 36, ORGAN) is None
+    assert nested.kind(noise, 71) == ("invented object", 36 / 71)  # the first of two that are as likely
+    assert nested.kind(noise, 73) is None
