@@ -186,7 +186,7 @@ def _flaw(
         if not truth[name].any():
             other = str(rng.choice([one for one, label in truth.items() if label.any()]))
             flawed[name] = _fitted(truth[other], truth[name].shape)
-            facts[name] = {"kind": "invent", "subtle": False}
+            facts[name] = {"kind": "wrong file", "subtle": False}
             continue
         subtle = bool(rng.random() < 0.5)
         kinds = OUTLINES if subtle or rng.random() < 0.5 else (*DATA[scenario.data].gross, *OUTLINES[:3])

@@ -350,7 +350,7 @@ def test_what_the_model_misses_is_no_flaw(judged: Any) -> None:
 def test_a_class_that_nobody_draws_has_no_dice() -> None:
     """However unsure the model is of its absence; what it may have seen rightly counts as missed."""
     label = squares((10, 10, 30, ORGAN))
-    for seen, doubt, wanted in ((0.3, 0.3, np.nan), (0.6, 0.05, np.nan), (0.6, 0.3, 0.0)):
+    for seen, doubt, wanted in ((0.3, 0.3, np.nan), (0.6, 0.05, np.nan), (0.6, 0.3, 0.5)):
         probs = np.full((3, 60, 60), 0.001)
         probs[0], probs[ORGAN][label > 0] = np.where(label > 0, 0.001, 0.998), 0.998
         probs[LESION, 20:26, 20:26], probs[ORGAN, 20:26, 20:26] = seen, 0.999 - seen
@@ -359,12 +359,41 @@ def test_a_class_that_nobody_draws_has_no_dice() -> None:
         opinion = Opinion(look, gather(look), 20.0, 0.0, noise)
         organ, lesion = opinion.dice(look.label)
         assert organ > 0.95
-        assert lesion == pytest.approx(wanted, abs=1e-6, nan_ok=True)
+        assert lesion == pytest.approx(wanted, abs=0.01, nan_ok=True)
         assert np.isnan(opinion.dice(look.decided)[1]) == (
             seen < 0.5
         )  # suggested: missed, whatever the doubt
-    empty = replace(opinion, look=look.with_label(np.zeros_like(look.label)))
+    nothing = look.with_label(np.zeros_like(look.label))
+    empty = replace(opinion, look=nothing, evidence=gather(nothing))
     assert empty.dice(empty.look.label)[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_where_only_one_side_has_a_class_its_dice_is_how_likely_the_mask_is_right() -> None:
+    """Analytic. A class that both have is compared as ever."""
+    organ = squares((10, 10, 30, ORGAN))
+    lesions = squares((10, 10, 30, ORGAN), (14, 14, 4, LESION), (25, 25, 8, LESION))
+    for label, model in ((lesions, organ), (organ, lesions)):
+        probs = np.full((3, 60, 60), 0.01)
+        np.put_along_axis(probs, model[None].astype(int), 0.98, 0)
+        look = look_at("a", probs, label, (1.0, 1.0))
+        chance = np.where(look.whole(look.label) != model, 0.4, 0)[look.box]
+        chance[14 - look.box[0].start :][:4, 14 - look.box[1].start :][:, :4] = 0.1  # of the smaller lesion
+        noise = (chance * (1 - look.given)).astype(np.float32)
+        _, lesion = Opinion(look, gather(look), 20.0, 0.0, noise).dice(look.label)
+        if label is lesions:  # by how much is drawn of each
+            assert lesion == pytest.approx(1 - 0.99 * (64 * 0.4 + 16 * 0.1) / 80, abs=1e-3)
+        else:  # one that is there makes the Dice 0
+            assert lesion == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("flawed", [0.2, 0.9])
+def test_the_dice_of_masks_that_share_nothing_with_the_model(flawed: float) -> None:
+    for label, model in ((0, LESION), (LESION, 0)):
+        mask, seen = (squares((20, 20, 12, one)) if one else squares() for one in (label, model))
+        look = drawn_look(mask, seen)
+        noise = np.where(look.label != look.decided, flawed, 0).astype(np.float32)
+        dice = Opinion(look, gather(look), float(np.log(flawed / (1 - flawed))), 0.0, noise).dice(look.label)
+        assert dice[LESION - 1] == pytest.approx(1 - flawed, abs=1e-6)
 
 
 def test_errors_made_on_purpose_are_errors_in_outlines(monkeypatch: pytest.MonkeyPatch) -> None:

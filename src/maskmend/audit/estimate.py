@@ -13,7 +13,7 @@ from maskmend.audit import calibration, population, voxels
 from maskmend.audit.calibration import Calibration
 from maskmend.audit.evidence import Evidence, gather
 from maskmend.audit.injection import inject
-from maskmend.audit.look import Look
+from maskmend.audit.look import LEAST, Look
 from maskmend.audit.objects import Objects
 from maskmend.audit.population import Judge
 from maskmend.audit.voxels import VoxelJudge, VoxelSample
@@ -136,7 +136,8 @@ class Opinion:
         where these do not bear out the models; a quarter each what the model expects and the Dice to the mask that it
         decides for. Where one of them says nothing, the others. As far as the model is lost: the Dice to a suggestion
         of the images, and without one half of what the model's mask says. What is missing to 1 counts by
-        `held_against`.
+        `held_against`. Where only one of mask and model has a class there is no outline to compare: it is how likely
+        the mask is right.
         """
         label, classes, lost = self.look.label, self.look.classes, self.lost
         heard, model = mask_dice(label, suggested, classes), self.dice_by_model()
@@ -147,8 +148,29 @@ class Opinion:
         weights = [1 - lost, 1 - lost, 2 * said, 0 if changed else 4 * lost]
         views = np.ma.masked_invalid([model, decided, heard, poor])
         found = np.ma.filled(np.ma.average(views, axis=0, weights=weights), np.nan)
+        found = 1 - self.held_against * (1 - found)
+        right = self._right()
+        found = np.where(np.isfinite(found) & np.isfinite(right), right, found)
         found[~self._counted(suggested)] = np.nan
-        return np.asarray(1 - self.held_against * (1 - found))
+        return np.asarray(found)
+
+    def _right(self) -> np.ndarray:
+        """(K - 1,) how likely the mask is right in classes that only it or only the model has; NaN for others.
+
+        In all classes where mask and model have nothing in common at all.
+        """
+        look, classes = self.look, self.look.classes
+        if not (self.evidence.drawn and self.evidence.seen):
+            return np.full(classes - 1, 1 - self.flawed)
+        right = np.full(classes - 1, np.nan)
+        for k in range(1, classes):
+            drawn, seen = look.label == k, look.decided == k
+            if drawn.any() and not seen.any():
+                right[k - 1] = 1 - float(self.noise[drawn].mean())
+            elif seen.any() and not drawn.any():
+                chance = self.noise[seen] / np.maximum(1 - look.given[seen], LEAST)
+                right[k - 1] = 1 - min(float(chance.max()), 1.0)
+        return right
 
     def _counted(self, suggested: np.ndarray) -> np.ndarray:
         """(K - 1,) bool: classes that are drawn, suggested or perhaps missed; all where nothing is drawn.
