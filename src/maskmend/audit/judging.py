@@ -129,8 +129,10 @@ def judge_case(
     low, high = check.interval(quality)
     kind, sure = kinds.case_kind(opinion, suggested)
     classes = tuple(
-        _class_record(opinion, suggested, joint, dice, offsets, k, name)
-        for k, name in enumerate(names[1:], 1)
+        _class_record(opinion, suggested, joint, dice, offsets, k, name, own_kind)
+        for k, (name, (own_kind, _)) in enumerate(
+            zip(names[1:], kinds.class_kinds(opinion, suggested), strict=True), 1
+        )
     )
     record = CaseRecord(
         case=case.id,
@@ -186,6 +188,7 @@ def _class_record(
     offsets: np.ndarray,
     index: int,
     name: str,
+    kind: Kind,
 ) -> ClassRecord:
     given = int((opinion.look.label == index).sum())
     wrong = float(joint[index].sum() + joint[:, index].sum() - 2 * joint[index, index])
@@ -198,7 +201,7 @@ def _class_record(
         estimated_dice=_rounded(estimated) if np.isfinite(estimated) else None,
         wrong_share=_rounded(min(wrong / max(given + missing, 1.0), 1.0)),
         offset_mm=_rounded(offset) if np.isfinite(offset) else None,
-        kind=kinds.class_kind(opinion, suggested, index)[0],
+        kind=kind,
     )
 
 

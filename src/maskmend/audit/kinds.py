@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import ndimage
@@ -12,6 +13,7 @@ from maskmend.audit.estimate import Opinion
 from maskmend.audit.look import Look
 from maskmend.audit.objects import CORNERS
 from maskmend.audit.record import ComponentRecord, Kind
+from maskmend.boxes import bounding_box
 
 SOUND = 0.5  # probability of a flaw below which a case has no kind of error
 MAIN = 0.5  # share of the wrong voxels that one kind must explain
@@ -53,17 +55,22 @@ class Nested:
     @classmethod
     def of(cls, given: np.ndarray, target: np.ndarray, classes: int) -> Nested:
         """Of two maps (*B) of class indices."""
-        found = cls(*(np.zeros(given.shape, np.uint8) for _ in range(3)))
-        for index in range(1, classes):
+        found, changed = cls(*(np.zeros(given.shape, np.uint8) for _ in range(3))), given != target
+        for index in np.union1d(given[changed], target[changed]):
             for own, other, out in ((given, target, found.given), (target, given, found.target)):
-                apart = parts_apart(own == index, other == index)
-                numbered, count = ndimage.label(apart, CORNERS[own.ndim])
-                for part in range(1, count + 1):
-                    here = numbered == part
+                if index == 0 or not (own == index).any():
+                    continue
+                box = bounding_box(own == index, 1)
+                numbered, _ = ndimage.label(
+                    parts_apart(own[box] == index, other[box] == index), CORNERS[own.ndim]
+                )
+                for part, inner in enumerate(ndimage.find_objects(numbered), 1):
+                    near = tuple(slice(max(one.start - 1, 0), one.stop + 1) for one in inner)
+                    here = numbered[near] == part
                     rim = ndimage.binary_dilation(here, CORNERS[own.ndim]) & ~here
-                    around = int(np.bincount(other[here], minlength=classes).argmax())
-                    if around not in (0, index) and (own[rim] == around).mean() > ENCLOSED:
-                        out[here], found.around[here] = index, around
+                    around = int(np.bincount(other[box][near][here], minlength=classes).argmax())
+                    if around not in (0, index) and (own[box][near][rim] == around).mean() > ENCLOSED:
+                        out[box][near][here], found.around[box][near][here] = index, around
         return found
 
     def kind(self, noise: np.ndarray, total: float, index: int | None = None) -> tuple[Kind, float] | None:
@@ -99,21 +106,26 @@ def case_kind(opinion: Opinion, suggested: np.ndarray) -> tuple[Kind, float]:
     return _kind(masses(opinion), look.label > 0, target > 0, look)
 
 
-def class_kind(opinion: Opinion, suggested: np.ndarray, index: int) -> tuple[Kind, float]:
-    """The same of one class."""
-    mass = masses(opinion, index)
-    drawn = float((opinion.look.label == index).sum())
-    if opinion.flawed < SOUND or mass.total < 0.02 * drawn + 2:
-        return "sound", 1 - opinion.flawed
-    joint, look, target = opinion.confused, opinion.look, _target(opinion, suggested)
-    other = [k for k in range(1, len(joint)) if k != index]
-    swapped = float(joint[index, other].sum() + joint[other, index].sum()) / max(mass.total, 1e-9)
-    if swapped > MAIN:
-        nested = Nested.of(look.label, target, look.classes)
-        if nested.about(index, opinion.noise) > MAIN * mass.total:
+def class_kinds(opinion: Opinion, suggested: np.ndarray) -> list[tuple[Kind, float]]:
+    """The same of each foreground class."""
+    look, joint, target = opinion.look, opinion.confused, _target(opinion, suggested)
+    nested = cache(
+        lambda: Nested.of(look.label, target, look.classes)
+    )  # asked for few cases, but for many classes
+
+    def kind(index: int) -> tuple[Kind, float]:
+        mass, drawn = masses(opinion, index), look.label == index
+        if opinion.flawed < SOUND or mass.total < 0.02 * float(drawn.sum()) + 2:
+            return "sound", 1 - opinion.flawed
+        other = [k for k in range(1, look.classes) if k != index]
+        swapped = float(joint[index, other].sum() + joint[other, index].sum()) / max(mass.total, 1e-9)
+        if swapped <= MAIN:
+            return _kind(mass, drawn, target == index, look)
+        if nested().about(index, opinion.noise) > MAIN * mass.total:
             return "sound", 1 - opinion.flawed  # what lies within it is the other class's matter
-        return nested.kind(opinion.noise, mass.total, index) or ("swapped class", min(swapped, 1.0))
-    return _kind(mass, look.label == index, target == index, look)
+        return nested().kind(opinion.noise, mass.total, index) or ("swapped class", min(swapped, 1.0))
+
+    return [kind(index) for index in range(1, look.classes)]
 
 
 def masses(opinion: Opinion, index: int | None = None) -> Masses:
