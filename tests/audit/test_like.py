@@ -156,7 +156,8 @@ def test_what_was_learnt_is_read_as_it_was_written(
     world = make_world(cases, ndim=ndim, classes=classes)
     rng = np.random.default_rng(0)
     auditor = fit(world.looks, world.ids)
-    presence = replace(auditor.population.presence, habit=rng.uniform(0, 3, (2, classes - 1)))
+    habit, common = rng.uniform(0, 3, (2, classes - 1)), rng.uniform(0, 3, classes - 1)
+    presence = replace(auditor.population.presence, habit=habit, common=common)
     auditor = replace(auditor, population=replace(auditor.population, presence=presence))
     check = SelfCheck.of(auditor, world.looks, world.ids)
     ids = world.ids[:5]
@@ -197,8 +198,8 @@ def test_what_was_learnt_is_read_as_it_was_written(
         "volumes_mm3",
     ):
         assert getattr(after, key) == getattr(before, key)
-    assert np.array_equal(after.auditor.population.presence.habit, presence.habit)
-    assert np.array_equal(after.auditor.population.presence.volumes, presence.volumes)
+    for key in ("habit", "volumes", "common"):
+        assert np.array_equal(getattr(after.auditor.population.presence, key), getattr(presence, key))
     for key in ("surprises", "signed", "doubts", "seen"):
         ours, theirs = (getattr(one.auditor.population.usual, key) for one in (before, after))
         assert np.array_equal(ours, theirs)

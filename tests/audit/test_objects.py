@@ -146,7 +146,7 @@ def test_they_do_not_speak_in_the_figures_of_the_outlines() -> None:
 
 
 def presence(volume: float = 100.0) -> Presence:
-    return Presence(np.array([volume, volume]), np.zeros((2, 2)))
+    return Presence(np.array([volume, volume]), np.zeros((2, 2)), np.zeros(2))
 
 
 def test_surer_and_larger_ones_are_likelier_errors() -> None:
@@ -200,6 +200,23 @@ def test_a_model_that_denies_many_objects_is_not_believed_each_time() -> None:
     assert many.habit[1].tolist() == [0, 0]
     chance = 1 / (1 + np.exp(-many.odds(lone)))
     assert chance == pytest.approx(MOST_INVENTED, abs=0.01)
+
+
+def test_a_mask_without_a_class_that_nearly_all_have_is_suspect() -> None:
+    full, lacks = squares((10, 10, 30, ORGAN), (20, 20, 6, LESION)), squares((10, 10, 30, ORGAN))
+    for masks, empty, common in ((39, 0, np.log(20)), (39, 300, np.log(20)), (8, 0, 0.0)):
+        cases = [gather(drawn_look(full, full))] * masks + [gather(drawn_look(lacks, full))]
+        blank = [gather(drawn_look(squares(), squares()))] * empty
+        judge = Presence.of([*cases, *blank], np.array([900.0, 36.0]))
+        assert judge.common[LESION - 1] == pytest.approx(common, abs=1e-6)
+        (lone,) = cases[-1].lone
+        assert lone.first
+        assert judge.odds(lone) - judge.odds(replace(lone, first=False)) == pytest.approx(judge.common[1])
+    more = squares((10, 10, 30, ORGAN), (20, 20, 6, LESION), (30, 30, 6, LESION))
+    (second,) = gather(drawn_look(full, more)).lone
+    (drawn,) = gather(drawn_look(full, lacks)).lone
+    assert not second.first
+    assert not drawn.first
 
 
 # ---- in an audit ---------------------------------------------------------------------------------------

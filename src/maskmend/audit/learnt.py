@@ -163,7 +163,7 @@ class Learnt:
             "by_kind": by_kind.weights, "by_kind_rates": by_kind.rates,
             "together": together.weights, "together_rates": together.rates,
             "voxels": auditor.voxels.weights, "volumes": judge.presence.volumes,
-            "habit": judge.presence.habit, **self.outlines.arrays(),
+            "habit": judge.presence.habit, "common": judge.presence.common, **self.outlines.arrays(),
         }  # fmt: skip
 
     @classmethod
@@ -208,7 +208,7 @@ class Learnt:
             story.rate,
             story.empty,
             story.seen_in_empty,
-            Presence(arrays["volumes"], arrays["habit"]),
+            Presence(arrays["volumes"], arrays["habit"], arrays["common"]),
         )
         auditor = Auditor(
             Calibration(float(arrays["scale"][0]), arrays["bias"]),
@@ -263,6 +263,7 @@ def _check_shapes(story: Story, arrays: Arrays) -> None:
         "by_kind": (fitted[0], 1 + width), "by_kind_rates": (fitted[0],),
         "together": (fitted[1], 1 + width), "together_rates": (fitted[1],),
         "voxels": (1 + COLUMNS,), "volumes": (classes - 1,), "habit": (2, classes - 1),
+        "common": (classes - 1,),
     }  # fmt: skip
     for name, shape in wanted.items():
         if arrays[name].shape != shape:

@@ -31,12 +31,14 @@ class Lone:
         drawn: the mask has it; else the model.
         volume: mm2 or mm3.
         confidence: of the model, mean over its voxels of the log odds of the likeliest class against the given one.
+        first: the mask has nothing of its class.
     """
 
     index: int
     drawn: bool
     volume: float
     confidence: float
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Objects:
                 if len(found) > MOST:
                     found.sort(key=len, reverse=True)
                     rest += found[MOST:]
-                lone += [(_described(look, index, is_drawn, where), where) for where in found[:MOST]]
+                lone += [
+                    (_described(look, index, is_drawn, own is None, where), where) for where in found[:MOST]
+                ]
         return cls(drawn, lone, rest)
 
     def settled(self, look: Look) -> Look:
@@ -144,7 +148,7 @@ def _seen_parts(look: Look) -> list[_Parts | None]:
     return answer
 
 
-def _described(look: Look, index: int, drawn: bool, where: np.ndarray) -> Lone:
+def _described(look: Look, index: int, drawn: bool, first: bool, where: np.ndarray) -> Lone:
     best = look.probs.reshape(look.classes, -1)[:, where].max(axis=0)
     confidence = float(np.log(best / look.given.ravel()[where]).mean())
-    return Lone(index, drawn, len(where) * prod(look.spacing_mm), confidence)
+    return Lone(index, drawn, len(where) * prod(look.spacing_mm), confidence, first)
