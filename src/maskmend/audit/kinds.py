@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -56,21 +56,13 @@ class Nested:
     def of(cls, given: np.ndarray, target: np.ndarray, classes: int) -> Nested:
         """Of two maps (*B) of class indices."""
         found, changed = cls(*(np.zeros(given.shape, np.uint8) for _ in range(3))), given != target
-        for index in np.union1d(given[changed], target[changed]):
+        for index in np.setdiff1d(np.union1d(given[changed], target[changed]), 0):
             for own, other, out in ((given, target, found.given), (target, given, found.target)):
-                if index == 0 or not (own == index).any():
-                    continue
-                box = bounding_box(own == index, 1)
-                numbered, _ = ndimage.label(
-                    parts_apart(own[box] == index, other[box] == index), CORNERS[own.ndim]
-                )
-                for part, inner in enumerate(ndimage.find_objects(numbered), 1):
-                    near = tuple(slice(max(one.start - 1, 0), one.stop + 1) for one in inner)
-                    here = numbered[near] == part
+                for box, here in _each_apart(own == index, other == index):
                     rim = ndimage.binary_dilation(here, CORNERS[own.ndim]) & ~here
-                    around = int(np.bincount(other[box][near][here], minlength=classes).argmax())
-                    if around not in (0, index) and (own[box][near][rim] == around).mean() > ENCLOSED:
-                        out[box][near][here], found.around[box][near][here] = index, around
+                    around = int(np.bincount(other[box][here], minlength=classes).argmax())
+                    if around not in (0, index) and (own[box][rim] == around).mean() > ENCLOSED:
+                        out[box][here], found.around[box][here] = index, around
         return found
 
     def kind(self, noise: np.ndarray, total: float, index: int | None = None) -> tuple[Kind, float] | None:
@@ -180,6 +172,19 @@ def parts_apart(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     return found
 
 
+def _each_apart(mask: np.ndarray, other: np.ndarray) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """Of each of `parts_apart` a box, one voxel wider where there is room, and its voxels in the box, bool."""
+    around = bounding_box(mask, 1)
+    numbered, _ = ndimage.label(parts_apart(mask[around], other[around]), CORNERS[mask.ndim])
+    for part, inner in enumerate(ndimage.find_objects(numbered), 1):
+        near = tuple(
+            slice(max(one.start - 1, 0), min(one.stop + 1, size))
+            for one, size in zip(inner, numbered.shape, strict=True)
+        )
+        box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(around, near, strict=True))
+        yield box, numbered[near] == part
+
+
 def components(opinion: Opinion, suggested: np.ndarray, names: Sequence[str]) -> tuple[ComponentRecord, ...]:
     """The parts that are doubted as a whole, most doubtful first.
 
@@ -193,13 +198,11 @@ def components(opinion: Opinion, suggested: np.ndarray, names: Sequence[str]) ->
     for index, name in enumerate(names[1:], 1):
         given, better = look.label == index, suggested == index
         for present, mask, other in ((True, given, better), (False, better, given)):
-            numbered, count = ndimage.label(parts_apart(mask, other), CORNERS[mask.ndim])
-            for part in range(1, count + 1):
-                here = numbered == part
-                places = np.argwhere(here)
+            for box, here in _each_apart(mask, other):
+                places = np.argwhere(here) + [one.start for one in box]
                 middle = places[np.square(places - places.mean(0)).sum(1).argmin()]
                 centre = tuple(int(a + b) for a, b in zip(middle, start, strict=True))
-                doubt = float(opinion.noise[here].mean())
+                doubt = float(opinion.noise[box][here].mean())
                 found.append(ComponentRecord(name, present, int(here.sum()), round(doubt, 4), centre))
     return tuple(sorted(found, key=lambda one: -one.probability))
 
