@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -95,7 +97,7 @@ def rankings(
     from maskmend.audit.estimate import priority
     from maskmend.audit.population import sigmoid
 
-    own_row = maskmend(given, probs, label)
+    own_row = maskmend(given, probs, label, truth)
     more = dict(own_row[2])
     odds, witness, quality = (more.pop(key) for key in ("odds", "witness", "quality_alone"))
     alone = sigmoid(odds)
@@ -145,7 +147,10 @@ def _issues(
 
 
 def maskmend(
-    given: Any, probs: Mapping[str, np.ndarray], label: Mapping[str, np.ndarray]
+    given: Any,
+    probs: Mapping[str, np.ndarray],
+    label: Mapping[str, np.ndarray],
+    truth: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     from maskmend.audit.estimate import fit, priority
     from maskmend.audit.estimate import mean_dice as mean_known
@@ -175,6 +180,7 @@ def maskmend(
     images = {case.id: case.images for case in given.dataset.cases}
     keys = ("share", "flawed", "quality", "noise", "kinds", "odds", "quality_alone")
     found: dict[str, list[Any]] = {key: [] for key in keys}
+    check, held = SelfCheck.of(auditor, looks, ids, backing=witness.backing), Held(truth) if truth else None
     suggested, traces, flips = {}, [], {}
     for look in looks(ids):
         alone = auditor.judge(look)
@@ -187,6 +193,8 @@ def maskmend(
         found["share"].append(priority(opinion.flawed, found["quality"][-1], opinion.backing))
         found["noise"].append(opinion.look.whole(opinion.noise).ravel())
         found["kinds"].append(case_kind(opinion, better)[0])
+        if held:
+            held.add(opinion, better, check)
         whole = label[look.case].copy()
         whole[opinion.look.box] = better
         suggested[look.case] = whole
@@ -199,15 +207,64 @@ def maskmend(
     kinds |= {
         case: "left-right flip" for case, sure in flips.items() if sure > 0 and sure >= others.get(case, 0)
     }
-    check = SelfCheck.of(auditor, looks, ids, backing=witness.backing).facts()
+    exam = check.facts()
     return np.array(found["flawed"]), np.concatenate(found["noise"]), {
         "priority": np.array(found["share"]), "odds": np.array(found["odds"]),
         "witness": np.array([witness(i) for i in ids]), "quality_alone": np.array(found["quality_alone"]),
         "quality": np.array(found["quality"]), "flawed": np.array(found["flawed"]), "kinds": kinds,
         "suggested": suggested, "rate": auditor.population.rate, "images_bear_out": witness.backing,
         "cpu_seconds": round(seconds, 2), "fit_seconds": round(fitted, 2),
-        "check_auroc": check.get("auroc"), "check_kinds": check.get("kind_accuracy"),
-    }  # fmt: skip
+        "check_auroc": exam.get("auroc"), "check_kinds": exam.get("kind_accuracy"),
+    } | (held.rates() if held else {})  # fmt: skip
+
+
+@dataclass
+class Held:
+    """How often the 90 % intervals of estimated Dice hold the true one: of cases, classes and connected parts.
+
+    Args:
+        truth: class indices by case.
+    """
+
+    truth: Mapping[str, np.ndarray]
+    found: dict[str, list[tuple[float, float, float, float]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def add(self, opinion: Any, suggested: np.ndarray, check: Any) -> None:
+        """Look at one case."""
+        from maskmend.audit.components import parts
+        from maskmend.audit.estimate import mask_dice
+        from maskmend.audit.estimate import mean_dice as mean_known
+
+        look = opinion.look
+        truth, given = self.truth[look.case][look.box], look.label
+        estimated, true = opinion.dice(suggested), mask_dice(given, truth, look.classes)
+        self._add("interval", mean_known(estimated), mean_known(true), check.interval(mean_known(estimated)))
+        for k in range(1, look.classes):
+            a, b = float(estimated[k - 1]), float(true[k - 1])
+            if np.isfinite(a) and np.isfinite(b):
+                self._add("class_interval", a, b, check.class_interval(k, a))
+            every = list(parts(given, suggested, k, look.spacing_mm))
+            for part in every if len(every) > 1 else []:
+                a = part.dice(opinion, suggested)
+                b = float(mask_dice(part.within(given), part.within(truth), look.classes)[k - 1])
+                self._add("part_interval", a, b if np.isfinite(b) else 1.0, check.part_interval(k, a))
+
+    def _add(self, what: str, estimated: float, true: float, ends: tuple[float, float]) -> None:
+        self.found[what].append((estimated, true, *ends))
+
+    def rates(self) -> dict[str, float]:
+        """Share that holds and mean width of each kind; of parts how well estimated and true Dice go together."""
+        more = {}
+        for what, rows in self.found.items():
+            estimated, true, low, high = np.array(rows).T
+            more[f"{what}_holds"] = float(np.mean((low - 5e-4 <= true) & (true <= high + 5e-4)))
+            more[f"{what}_width"] = float(np.mean(high - low))
+            more[f"{what}_n"] = len(rows)
+            if what == "part_interval":
+                more["part_correlation"] = float(np.corrcoef(estimated, true)[0, 1])
+        return more
 
 
 def _kinds(

@@ -72,16 +72,21 @@ def test_what_the_page_shows_runs(desk) -> None:
     }
     seen = list(csv.DictReader((desk / "audit_of_run" / "audit.csv").open()))
     assert {row["in_sample"] for row in seen} == {"True"}
-    told = set(re.findall(r"`([^`]+)`", columns()))
+    told = set(re.findall(r"`([^`]+)`", columns("audit.csv")))
     named = {
-        re.sub(r"^(dice|offset_mm|kind) .*", lambda found: f"{found[1]} NAME", column) for column in seen[0]
+        re.sub(r"^(dice|dice_low|dice_high|offset_mm|kind) .*", lambda found: f"{found[1]} NAME", column)
+        for column in seen[0]
     }
     assert told == named
+    parts = list(csv.DictReader((desk / "audit" / "parts.csv").open()))
+    assert set(re.findall(r"`([^`]+)`", columns("parts.csv"))) == set(parts[0])
+    for row in parts:
+        assert 0 <= float(row["quality_low"]) <= float(row["quality"]) <= float(row["quality_high"]) <= 1
 
 
-def columns() -> str:
+def columns(file: str) -> str:
     """The rows of the table of columns, their first cells."""
-    table = PAGE.split("## audit.csv")[1].split("\n## ")[0]
+    table = PAGE.split(f"## {file}")[1].split("\n## ")[0]
     return "\n".join(line[: line.index("|", 2) + 1] for line in table.splitlines() if line.startswith("| `"))
 
 

@@ -16,7 +16,7 @@ from tests.audit.conftest import noise_field, signed_distance
 from maskmend.audit import estimate
 from maskmend.audit.estimate import Auditor, Opinion, fit, mask_dice, mean_dice
 from maskmend.audit.evidence import Evidence, gather
-from maskmend.audit.kinds import Nested, case_kind, class_kinds, components
+from maskmend.audit.kinds import Nested, case_kind, class_kinds
 from maskmend.audit.look import LEAST, Look, look_at
 from maskmend.audit.objects import MOST, Lone, Objects
 from maskmend.audit.presence import DENIED, MOST_INVENTED, SEEN, Presence, lowered
@@ -485,20 +485,3 @@ def test_nested_objects_are_told_by_class_and_where_they_lie() -> None:
     assert nested.kind(noise, 36, ORGAN) is None
     assert nested.kind(noise, 71) == ("invented object", 36 / 71)  # the first of two that are as likely
     assert nested.kind(noise, 73) is None
-
-
-def test_parts_that_are_doubted_as_a_whole_are_listed_with_their_place() -> None:
-    """Places are of the image, not of the box in which the case is looked at."""
-    body, spot, other = (
-        (slice(15, 36), slice(15, 36)),
-        (slice(30, 35), slice(20, 25)),
-        (slice(18, 21), slice(28, 31)),
-    )
-    given, truth = _masks((ORGAN, body), (LESION, spot)), _masks((ORGAN, body), (LESION, other))
-    probs = np.stack([np.where(truth == k, 0.98, 0.01) for k in range(3)]).astype(np.float32)
-    look = look_at("a", probs, given, (1.0, 1.0))
-    assert look.box[0].start > 0
-    noise = np.where(look.label == LESION, 0.9, np.where(look.decided == LESION, 0.6, 0.0)).astype(np.float32)
-    found = components(Opinion(look, gather(look), 3.0, 0.0, noise), look.decided, ["", "organ", "lesion"])
-    told = [(one.name, one.present, one.voxels, one.probability, one.centre) for one in found]
-    assert told == [("lesion", True, 25, 0.9, (32, 22)), ("lesion", False, 9, 0.6, (19, 29))]

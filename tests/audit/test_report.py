@@ -83,12 +83,14 @@ def dataset(root: Path, *cases: Case) -> Dataset:
 
 
 def test_the_page_holds_what_the_records_hold(tmp_path):
-    part = ComponentRecord("core", False, 17, 0.9, (3, 5))
+    part = ComponentRecord("core", False, 17, 0.9, (3, 5), 0.1, 0.0, 0.4, 1.0, "missing object")
+    well = replace(part, present=True, probability=0.0, quality=0.99, kind="sound")
+    alone = replace(well, name="organ", quality=0.5, kind="shifted")  # the class says it already
     finding = StructureFinding("holes", "organ", "2 holes, 5 voxels in all", 0.5, (2, 7))
     weak = StructureFinding("at the border", "organ", "touches", 0.2)
     records = [
         record("a", 0.1, kind="sound", rater="ben"),
-        record("b", 0.9, components=(part,), structure=(weak, finding), in_sample=True),
+        record("b", 0.9, components=(part, alone, well), structure=(weak, finding), in_sample=True),
         record("c", 0.5),
     ]
     page = Page(write_audit_report(tmp_path, dataset(tmp_path), records, {}).read_text("utf-8"))
@@ -99,8 +101,11 @@ def test_the_page_holds_what_the_records_hold(tmp_path):
     assert first["place"] == "x 6, y 4"  # as viewers count
     assert first["grid"] == "30 × 24"
     assert first["parts"] == [
-        {"name": "core", "present": False, "voxels": 17, "probability": 0.9, "place": "x 5, y 3"}
-    ]
+        {
+            "name": "core", "present": False, "voxels": 17, "dice": 0.1, "low": 0.0, "high": 0.4, "share": 1.0,
+            "kind": "missing object", "place": "x 5, y 3",
+        }
+    ]  # fmt: skip
     assert [one["check"] for one in first["findings"]] == ["holes", "at the border"]
     assert first["findings"][0]["place"] == "x 7, y 2"
     assert first["insample"] is True

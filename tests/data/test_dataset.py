@@ -126,9 +126,9 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
 def test_manifest(tmp_path: Path, delimiter: str) -> None:
     touch(tmp_path, "x/1.png", "x/2.png", "y/1.png", "z/1.png", "m.png")
     rows = [
-        ["id", "image", "label", "rater_ann", "trusted", "group", "split", "ignore", "site", "age"],
-        ["p1", "x/1.png", "y/1.png", "z/1.png", "yes", "ward", "", "m.png", "Ulm", "40"],
-        ["p2", "x/2.png", "", "", "", "", "test", "", "", ""],
+        ["id", "image", "label", "rater_ann", "trusted", "group", "split", "ignore", "site", "age", "rater"],
+        ["p1", "x/1.png", "y/1.png", "z/1.png", "yes", "ward", "", "m.png", "Ulm", "40", "ann"],
+        ["p2", "x/2.png", "", "", "", "", "test", "", "", "", ""],
     ]
     text = "\ufeff" + "\r\n".join(delimiter.join(row) for row in rows) + "\r\n"
     (tmp_path / "cases.csv").write_text(text, encoding="utf-8")
@@ -137,7 +137,7 @@ def test_manifest(tmp_path: Path, delimiter: str) -> None:
         first, second = dataset.cases
         assert first == Case(
             "p1", (tmp_path / "x/1.png",), tmp_path / "y/1.png", {"ann": tmp_path / "z/1.png"},
-            trusted=True, group="ward", ignore=tmp_path / "m.png", site="Ulm",
+            trusted=True, group="ward", ignore=tmp_path / "m.png", site="Ulm", rater="ann",
         )  # fmt: skip
         assert (second.id, second.split, second.label) == ("p2", "test", None)
 

@@ -452,8 +452,8 @@ def _verbs(place: Path) -> dict[str, Verb]:
     return {
         "train": Verb(train, ("model.safetensors", "metrics.jsonl", "plan.json", "fingerprint.json", "config.yaml",
                               "pictures/*"), ("run.json",)),
-        "audit": Verb(audit, ("audit.csv", "learnt.safetensors", "noise/*", "suggested/*", "folds/*/model.safetensors",
-                              "folds/*/metrics.jsonl"), ("audit.json",)),
+        "audit": Verb(audit, ("audit.csv", "parts.csv", "learnt.safetensors", "noise/*", "suggested/*",
+                              "folds/*/model.safetensors", "folds/*/metrics.jsonl"), ("audit.json",)),
         "benchmark": Verb(benchmark, ("benchmark.yaml",), ("runs/*.json", "*.csv", "benchmark.json")),
         "predict": Verb(predict, ("*",)),
         "cache": Verb(cache, ("*",)),

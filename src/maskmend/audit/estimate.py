@@ -129,6 +129,14 @@ class Opinion:
         area = int(((self.look.label > 0) | (suggested > 0)).sum())
         return min(float(self.noise.sum()) / max(area, 1), 1.0)
 
+    def class_wrong_share(self, index: int) -> float:
+        """Expected wrong voxels of a class, false and missing ones, per given or missing voxel, in [0, 1]."""
+        joint = self.confused
+        wrong = float(joint[index].sum() + joint[:, index].sum() - 2 * joint[index, index])
+        missing = float(joint[:, index].sum() - joint[index, index])
+        given = int(np.count_nonzero(self.look.label == index))
+        return min(wrong / max(given + missing, 1.0), 1.0)
+
     def dice(self, suggested: np.ndarray) -> np.ndarray:
         """(K - 1,) estimated Dice of each foreground class of the given mask against the truth; NaN where absent.
 

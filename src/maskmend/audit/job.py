@@ -19,12 +19,12 @@ from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
 from maskmend.errors import UsageError
 
-TABLE = "audit.csv"
-FORMAT = "maskmend audit 1"
+TABLE, PARTS = "audit.csv", "parts.csv"
+FORMAT = "maskmend audit 2"
 LEAST_CASES = 10
 _OURS = (
-    STATE, ANSWER, TABLE, LEARNT, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS, CACHE,
-    NOISE, SUGGESTED, EXPORTS,
+    STATE, ANSWER, TABLE, PARTS, LEARNT, "report.html", "thumbs", "plan.json", "fingerprint.json", "LOCK", PROBS, RUNS,
+    CACHE, NOISE, SUGGESTED, EXPORTS,
 )  # fmt: skip
 
 

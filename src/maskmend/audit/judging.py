@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskmend.audit import kinds
+from maskmend.audit.components import components
 from maskmend.audit.estimate import Auditor, Opinion, mean_dice, priority
 from maskmend.audit.hearing import Heard, hear
 from maskmend.audit.looks import LooksOf
@@ -22,6 +23,9 @@ from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, read_case, suffix_of, write_image, write_label
 
 NOISE, SUGGESTED = "noise", "suggested"
+PART_COLUMNS = (
+    "case", "class", "drawn", "voxels", "centre", "quality", "quality_low", "quality_high", "wrong_share", "kind",
+)  # fmt: skip
 LOST = "the model is lost on this image, so little can be said of its mask"
 
 
@@ -129,7 +133,7 @@ def judge_case(
     low, high = check.interval(quality)
     kind, sure = kinds.case_kind(opinion, suggested)
     classes = tuple(
-        _class_record(opinion, suggested, joint, dice, offsets, k, name, own_kind)
+        _class_record(opinion, suggested, dice, offsets, check, k, name, own_kind)
         for k, (name, (own_kind, _)) in enumerate(
             zip(names[1:], kinds.class_kinds(opinion, suggested), strict=True), 1
         )
@@ -153,7 +157,7 @@ def judge_case(
         label=str(case.label),
         spacing_mm=opinion.look.spacing_mm,
         shape=opinion.look.shape,
-        components=kinds.components(opinion, suggested, names),
+        components=components(opinion, suggested, classes, check.part_interval),
         classes=classes,
         remark="; ".join(filter(None, (LOST if opinion.lost > 0.5 else "", heard.remark))),
         **files,
@@ -183,25 +187,26 @@ def mixed_up(record: CaseRecord, kind: Kind, sure: float) -> CaseRecord:
 def _class_record(
     opinion: Opinion,
     suggested: np.ndarray,
-    joint: np.ndarray,
     dice: np.ndarray,
     offsets: np.ndarray,
+    check: SelfCheck,
     index: int,
     name: str,
     kind: Kind,
 ) -> ClassRecord:
     given = int((opinion.look.label == index).sum())
-    wrong = float(joint[index].sum() + joint[:, index].sum() - 2 * joint[index, index])
-    missing = float(joint[:, index].sum() - joint[index, index])
     estimated, offset = float(dice[index - 1]), float(offsets[index - 1])
+    low, high = check.class_interval(index, estimated)
     return ClassRecord(
         name=name,
         given_voxels=given,
         suggested_voxels=int((suggested == index).sum()),
         estimated_dice=_rounded(estimated) if np.isfinite(estimated) else None,
-        wrong_share=_rounded(min(wrong / max(given + missing, 1.0), 1.0)),
+        wrong_share=_rounded(opinion.class_wrong_share(index)),
         offset_mm=_rounded(offset) if np.isfinite(offset) else None,
         kind=kind,
+        dice_low=_rounded(low) if np.isfinite(estimated) else None,
+        dice_high=_rounded(high) if np.isfinite(estimated) else None,
     )
 
 
@@ -234,7 +239,8 @@ def _write(
 
 
 def _rater(case: Case) -> str:
-    return next((name for name, path in case.raters.items() if path == case.label), "")
+    """Who drew the given label: as the data set says, or the rater whose file it is; "" where nobody knows."""
+    return case.rater or next((name for name, path in case.raters.items() if path == case.label), "")
 
 
 def _rounded(value: float) -> float:
@@ -261,8 +267,24 @@ def table_rows(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
         row["structure"] = "; ".join(finding.check for finding in record.structure)
         for one in record.classes:
             row[f"dice {one.name}"] = one.estimated_dice
+            row[f"dice_low {one.name}"], row[f"dice_high {one.name}"] = one.dice_low, one.dice_high
             row[f"offset_mm {one.name}"] = one.offset_mm
             row[f"kind {one.name}"] = one.kind
         row["label"], row["suggested"] = record.label, record.suggested or ""
         rows.append(row)
     return rows
+
+
+def part_rows(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
+    """One row per connected part of a class for parts.csv, those with the lowest estimated Dice first."""
+    found = sorted(
+        ((record.case, one) for record in records for one in record.components),
+        key=lambda pair: pair[1].quality,
+    )
+    return [
+        dict(zip(PART_COLUMNS, (
+            case, one.name, "yes" if one.present else "no", one.voxels, " ".join(map(str, one.centre)),
+            one.quality, one.quality_low, one.quality_high, one.wrong_share, one.kind,
+        ), strict=True))
+        for case, one in found
+    ]  # fmt: skip

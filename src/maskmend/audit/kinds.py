@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,7 +12,7 @@ from scipy import ndimage
 from maskmend.audit.estimate import Opinion
 from maskmend.audit.look import Look
 from maskmend.audit.objects import CORNERS
-from maskmend.audit.record import ComponentRecord, Kind
+from maskmend.audit.record import Kind
 from maskmend.boxes import bounding_box
 
 SOUND = 0.5  # probability of a flaw below which a case has no kind of error
@@ -100,24 +100,35 @@ def case_kind(opinion: Opinion, suggested: np.ndarray) -> tuple[Kind, float]:
 
 def class_kinds(opinion: Opinion, suggested: np.ndarray) -> list[tuple[Kind, float]]:
     """The same of each foreground class."""
-    look, joint, target = opinion.look, opinion.confused, _target(opinion, suggested)
-    nested = cache(
-        lambda: Nested.of(look.label, target, look.classes)
-    )  # asked for few cases, but for many classes
+    nested = _nested(opinion, suggested)
+    return [_class_kind(opinion, suggested, index, nested) for index in range(1, opinion.look.classes)]
 
-    def kind(index: int) -> tuple[Kind, float]:
-        mass, drawn = masses(opinion, index), look.label == index
-        if opinion.flawed < SOUND or mass.total < 0.02 * float(drawn.sum()) + 2:
-            return "sound", 1 - opinion.flawed
-        other = [k for k in range(1, look.classes) if k != index]
-        swapped = float(joint[index, other].sum() + joint[other, index].sum()) / max(mass.total, 1e-9)
-        if swapped <= MAIN:
-            return _kind(mass, drawn, target == index, look)
-        if nested().about(index, opinion.noise) > MAIN * mass.total:
-            return "sound", 1 - opinion.flawed  # what lies within it is the other class's matter
-        return nested().kind(opinion.noise, mass.total, index) or ("swapped class", min(swapped, 1.0))
 
-    return [kind(index) for index in range(1, look.classes)]
+def class_kind(opinion: Opinion, suggested: np.ndarray, index: int) -> tuple[Kind, float]:
+    """The same of one class."""
+    return _class_kind(opinion, suggested, index, _nested(opinion, suggested))
+
+
+def _nested(opinion: Opinion, suggested: np.ndarray) -> Callable[[], Nested]:
+    """Asked for few cases, but for many classes."""
+    look = opinion.look
+    return cache(lambda: Nested.of(look.label, _target(opinion, suggested), look.classes))
+
+
+def _class_kind(
+    opinion: Opinion, suggested: np.ndarray, index: int, nested: Callable[[], Nested]
+) -> tuple[Kind, float]:
+    look, joint = opinion.look, opinion.confused
+    mass, drawn = masses(opinion, index), look.label == index
+    if opinion.flawed < SOUND or mass.total < 0.02 * float(drawn.sum()) + 2:
+        return "sound", 1 - opinion.flawed
+    other = [k for k in range(1, look.classes) if k != index]
+    swapped = float(joint[index, other].sum() + joint[other, index].sum()) / max(mass.total, 1e-9)
+    if swapped <= MAIN:
+        return _kind(mass, drawn, _target(opinion, suggested) == index, look)
+    if nested().about(index, opinion.noise) > MAIN * mass.total:
+        return "sound", 1 - opinion.flawed  # what lies within it is the other class's matter
+    return nested().kind(opinion.noise, mass.total, index) or ("swapped class", min(swapped, 1.0))
 
 
 def masses(opinion: Opinion, index: int | None = None) -> Masses:
@@ -163,13 +174,18 @@ def parts_apart(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     if not count:
         return np.zeros(mask.shape, bool)
     sizes = np.bincount(numbered.ravel())
-    shared = np.bincount(numbered[other], minlength=count + 1)
-    alone = (shared <= APART * sizes) & (sizes >= LEAST_PART)
-    alone[0] = False
+    alone = are_apart(sizes, np.bincount(numbered[other], minlength=count + 1))
     if not alone.any():
         return np.zeros(mask.shape, bool)
     found: np.ndarray = alone[numbered]
     return found
+
+
+def are_apart(sizes: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """Which parts hardly touch the other mask, (N,) bool, from their voxels and those in common, the ground's first."""
+    alone: np.ndarray = (shared <= APART * sizes) & (sizes >= LEAST_PART)
+    alone[0] = False
+    return alone
 
 
 def _each_apart(mask: np.ndarray, other: np.ndarray) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
@@ -183,28 +199,6 @@ def _each_apart(mask: np.ndarray, other: np.ndarray) -> Iterator[tuple[tuple[sli
         )
         box = tuple(slice(a.start + b.start, a.start + b.stop) for a, b in zip(around, near, strict=True))
         yield box, numbered[near] == part
-
-
-def components(opinion: Opinion, suggested: np.ndarray, names: Sequence[str]) -> tuple[ComponentRecord, ...]:
-    """The parts that are doubted as a whole, most doubtful first.
-
-    Args:
-        opinion: of the case.
-        suggested: (*B).
-        names: of all classes, background first.
-    """
-    look, found = opinion.look, []
-    start = [one.start for one in look.box]
-    for index, name in enumerate(names[1:], 1):
-        given, better = look.label == index, suggested == index
-        for present, mask, other in ((True, given, better), (False, better, given)):
-            for box, here in _each_apart(mask, other):
-                places = np.argwhere(here) + [one.start for one in box]
-                middle = places[np.square(places - places.mean(0)).sum(1).argmin()]
-                centre = tuple(int(a + b) for a, b in zip(middle, start, strict=True))
-                doubt = float(opinion.noise[box][here].mean())
-                found.append(ComponentRecord(name, present, int(here.sum()), round(doubt, 4), centre))
-    return tuple(sorted(found, key=lambda one: -one.probability))
 
 
 def worst_place(opinion: Opinion) -> tuple[int, ...] | None:

@@ -31,7 +31,9 @@ MEANING = (
     ("Outline offset", "How far the given outline lies outside (+) or inside (−) the estimated one, on average. A "
      "rater who is off by the same distance everywhere follows another rule rather than being careless."),
     ("Noise map", "For every voxel the probability that its label is wrong."),
-    ("Doubtful parts", "Whole connected parts that are drawn and perhaps not there, or there and perhaps not drawn."),
+    ("Doubtful parts", "Connected parts of a class, each judged by itself: those that are drawn and perhaps not "
+     "there, or there and perhaps not drawn (Dice: how likely the mask is right), and where a class has several "
+     "the flawed ones."),
     ("Findings in the mask", "What is odd about a mask by itself, without any model: loose parts, holes, ragged "
      "outlines, slices that do not fit. Not every finding is an error."),
 )  # fmt: skip

@@ -28,6 +28,7 @@ class ClassRecord:
         name: of the class.
         given_voxels, suggested_voxels: how many voxels each mask has of it.
         estimated_dice: of the given mask against the unknown truth, in [0, 1]; None where neither has the class.
+        dice_low, dice_high: its 90 % interval; None likewise.
         wrong_share: expected wrong voxels (false and missing ones) per given or missing voxel, in [0, 1].
         offset_mm: mean signed distance by which the given outline lies outside the estimated one.
         kind: of this class's error.
@@ -40,18 +41,26 @@ class ClassRecord:
     wrong_share: float
     offset_mm: float | None
     kind: Kind
+    dice_low: float | None = None
+    dice_high: float | None = None
 
 
 @dataclass(frozen=True)
 class ComponentRecord:
-    """One connected part that is doubted as a whole: drawn and perhaps not there, or there and perhaps not drawn.
+    """One connected part of a class: drawn, or suggested where nothing of it is drawn.
 
     Args:
         name: of the class.
         present: whether the given mask has it.
         voxels: its size.
-        probability: that it is wrongly drawn (`present`) or wrongly left out.
+        probability: that it is wrongly drawn (`present`) or wrongly left out as a whole; 0 where mask and suggestion
+            have it in common.
         centre: array index (*S) of its middle.
+        quality: estimated Dice of the given mask around it, in [0, 1]; of a part that is doubted as a whole how likely
+            the mask is right.
+        quality_low, quality_high: its 90 % interval.
+        wrong_share: expected wrong voxels (false and missing ones) per given or missing voxel, in [0, 1].
+        kind: of its error.
     """
 
     name: str
@@ -59,6 +68,11 @@ class ComponentRecord:
     voxels: int
     probability: float
     centre: tuple[int, ...]
+    quality: float
+    quality_low: float
+    quality_high: float
+    wrong_share: float
+    kind: Kind
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from maskmend.audit.figures import worst_first
 from maskmend.audit.files import CaseFiles, by_id, case_files
 from maskmend.audit.page_facts import page_context
-from maskmend.audit.record import CaseRecord
+from maskmend.audit.record import CaseRecord, ComponentRecord
 from maskmend.audit.thumbs import TOTAL_BYTES, Thumb, draw_all
 from maskmend.audit.viewers import open_commands, voxel_text
 from maskmend.data.atomic import write_text
@@ -23,6 +24,7 @@ from maskmend.errors import UsageError
 from maskmend.fanout import Mapper, in_turn
 
 NAME = "report.html"
+PARTS = 12  # of a case that are listed
 EMBEDDED_BYTES = TOTAL_BYTES
 """Pictures up to this size together are put into the page, so that it stands alone; more stay in `thumbs/`.
 
@@ -121,12 +123,14 @@ def _row(rank: int, record: CaseRecord, files: CaseFiles, thumb: Thumb, embed: b
         "summary": _summary(record),
         "classes": [
             {"name": one.name, "given": one.given_voxels, "suggested": one.suggested_voxels,
-             "dice": _number(one.estimated_dice), "share": _number(one.wrong_share), "offset": _number(one.offset_mm),
-             "kind": one.kind} for one in record.classes
+             "dice": _number(one.estimated_dice), "low": _number(one.dice_low), "high": _number(one.dice_high),
+             "share": _number(one.wrong_share), "offset": _number(one.offset_mm), "kind": one.kind}
+            for one in record.classes
         ],
         "parts": [
-            {"name": one.name, "present": one.present, "voxels": one.voxels, "probability": _number(one.probability),
-             "place": voxel_text(one.centre)} for one in record.components
+            {"name": one.name, "present": one.present, "voxels": one.voxels, "dice": _number(one.quality),
+             "low": _number(one.quality_low), "high": _number(one.quality_high), "share": _number(one.wrong_share),
+             "kind": one.kind, "place": voxel_text(one.centre)} for one in _doubtful(record)
         ],
         "findings": [
             {"check": one.check, "name": one.name, "text": one.text, "severity": _number(one.severity),
@@ -135,6 +139,15 @@ def _row(rank: int, record: CaseRecord, files: CaseFiles, thumb: Thumb, embed: b
         ],
         "commands": [(one.tool, one.command) for one in open_commands(record, files)],
     }  # fmt: skip
+
+
+def _doubtful(record: CaseRecord) -> list[ComponentRecord]:
+    """The parts of which more is to be said than of their class, the worst ones."""
+    several = Counter(one.name for one in record.components)
+    return [
+        one for one in record.components
+        if one.probability > 0 or (one.kind != "sound" and several[one.name] > 1)
+    ][:PARTS]  # fmt: skip
 
 
 def _number(value: float | None, digits: int = 4) -> float | None:

@@ -22,8 +22,8 @@ from maskmend.audit.dataset_level import Totals, budget
 from maskmend.audit.estimate import Auditor
 from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, judge_by_folds, predict_cases
-from maskmend.audit.job import TABLE, Job, claim, make_job
-from maskmend.audit.judging import CaseWork, mixed_up, table_rows, usual_offsets
+from maskmend.audit.job import PARTS, TABLE, Job, claim, make_job
+from maskmend.audit.judging import PART_COLUMNS, CaseWork, mixed_up, part_rows, table_rows, usual_offsets
 from maskmend.audit.kept import kept
 from maskmend.audit.learnt import LEARNT, Learnt, fold_numbers
 from maskmend.audit.like import ANSWER, open_like, runs_for
@@ -313,6 +313,7 @@ def _facts(
 def _written(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any], over: Mapper) -> dict[str, Any]:
     """Table, report, then the answer: with it the audit is finished."""
     write_text(job.out / TABLE, _csv(table_rows(records)))
+    write_text(job.out / PARTS, _csv(part_rows(records), PART_COLUMNS))
     report = _report(job, records, facts, over)
     answer = {
         "facts": facts,
@@ -334,9 +335,9 @@ def _report(job: Job, records: Sequence[CaseRecord], facts: dict[str, Any], over
     return write_audit_report(job.out, job.dataset, records, told, over=over)
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -6,13 +6,14 @@ interval. It is an exam on made-up errors: those of people may be harder or easi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from maskmend.audit.components import parts
 from maskmend.audit.estimate import Auditor, Looks, Opinion, mask_dice, mean_dice
 from maskmend.audit.injection import inject, invented
 from maskmend.audit.kinds import case_kind
@@ -25,9 +26,13 @@ CASES = 100
 PER_CASE = 2
 LEVEL = 0.9
 NEIGHBOURS = 40
+PARTS = 5  # of a class and answer
 WEAK = 0.8
 """AUROC of the exam below which the audit's counts are not believed: models that cannot tell made-up errors from sound
 masks find none anywhere, and so report none."""
+
+Pair = tuple[int, float, float]
+"""Index of a class, estimated Dice, true Dice."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Answer:
         kind, true_kind: of its error; "sound" for masks as given.
         mended: true Dice of the suggested mask.
         noise, wrong: expected and true number of wrong voxels.
+        classes: (index, estimated Dice, true Dice) of each class that has both.
+        parts: the same of connected parts of classes, at most 5 of a class.
     """
 
     quality: float
@@ -50,6 +57,44 @@ class Answer:
     mended: float
     noise: float
     wrong: int
+    classes: tuple[Pair, ...] = ()
+    parts: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Estimated and true Dice of many masks or parts of masks.
+
+    Args:
+        index: (N,) of the class. estimated: (N,). off: (N,) by how much the true one is above it.
+        weight: (N,) what each stands for.
+    """
+
+    index: np.ndarray
+    estimated: np.ndarray
+    off: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], weight: Sequence[float]) -> Pairs:
+        """From pairs, each with its weight."""
+        index, estimated, true = np.array(pairs, float).reshape(-1, 3).T
+        return cls(index, estimated, true - estimated, np.array(weight, float))
+
+    def of_class(self, index: int) -> Pairs:
+        """Those of a class; all where it has so few that they say little."""
+        own = self.index == index
+        if own.sum() < NEIGHBOURS:
+            return self
+        return Pairs(self.index[own], self.estimated[own], self.off[own], self.weight[own])
+
+    def interval(self, quality: float) -> tuple[float, float]:
+        """The 90 % interval of the true Dice where the estimated one is `quality`, by the 40 nearest."""
+        if not len(self.estimated):
+            return 0.0, 1.0
+        near = np.argsort(np.abs(self.estimated - quality), kind="stable")[:NEIGHBOURS]
+        low, high = (_quantile(self.off[near], self.weight[near], (1 + side * LEVEL) / 2) for side in (-1, 1))
+        return float(np.clip(quality + min(low, 0), 0, 1)), float(np.clip(quality + max(high, 0), 0, 1))
 
 
 @dataclass(frozen=True)
@@ -87,15 +132,34 @@ class SelfCheck:
 
     def interval(self, quality: float) -> tuple[float, float]:
         """The 90 % interval of the true Dice of a mask whose estimated one is `quality`."""
-        if not self.answers:
-            return 0.0, 1.0
-        estimated = np.array([one.quality for one in self.answers])
-        off = np.array([one.true_quality for one in self.answers]) - estimated
-        near = np.argsort(np.abs(estimated - quality), kind="stable")[:NEIGHBOURS]
-        weight = self._weights()[near]
-        low = _quantile(off[near], weight, (1 - LEVEL) / 2)
-        high = _quantile(off[near], weight, (1 + LEVEL) / 2)
-        return float(np.clip(quality + min(low, 0), 0, 1)), float(np.clip(quality + max(high, 0), 0, 1))
+        return self._cases.interval(quality)
+
+    def class_interval(self, index: int, dice: float) -> tuple[float, float]:
+        """The same of a class by itself."""
+        return self._classes.of_class(index).interval(dice)
+
+    def part_interval(self, index: int, dice: float) -> tuple[float, float]:
+        """The same of a connected part of a class."""
+        return self._parts.of_class(index).interval(dice)
+
+    @cached_property
+    def _cases(self) -> Pairs:
+        pairs = [(0, one.quality, one.true_quality) for one in self.answers]
+        return Pairs.of(pairs, self._weights().tolist())
+
+    @cached_property
+    def _classes(self) -> Pairs:
+        return self._weighed([one.classes for one in self.answers])
+
+    @cached_property
+    def _parts(self) -> Pairs:
+        return self._weighed([one.parts for one in self.answers])
+
+    def _weighed(self, each: Sequence[Sequence[Pair]]) -> Pairs:
+        told = list(zip(each, self._weights().tolist(), strict=True))
+        return Pairs.of(
+            [one for pairs, _ in told for one in pairs], [weight for pairs, weight in told for _ in pairs]
+        )
 
     def facts(self) -> dict[str, Any]:
         """How well the exam went; empty when no mask was believed."""
@@ -123,7 +187,7 @@ class SelfCheck:
         }
 
     def _weights(self) -> np.ndarray:
-        sound = np.array([one.true_kind == "sound" for one in self.answers])
+        sound = np.array([one.true_kind == "sound" for one in self.answers], bool)
         return np.where(sound, (1 - self.rate) / max(sound.sum(), 1), self.rate / max((~sound).sum(), 1))
 
 
@@ -167,16 +231,43 @@ def _examined(
 def _answer(opinion: Opinion, backing: float, truth: np.ndarray, true_kind: Kind) -> Answer:
     classes, label = opinion.look.classes, opinion.look.label
     suggested, opinion = suggest(opinion), opinion.backed(backing)
+    estimated, true = opinion.dice(suggested), mask_dice(label, truth, classes)
     return Answer(
-        quality=mean_dice(opinion.dice(suggested)),
-        true_quality=mean_dice(mask_dice(label, truth, classes)),
+        quality=mean_dice(estimated),
+        true_quality=mean_dice(true),
         odds=opinion.odds,
         kind=case_kind(opinion, suggested)[0],
         true_kind=true_kind,
         mended=mean_dice(mask_dice(suggested, truth, classes)),
         noise=opinion.look.each * float(opinion.noise.sum()),
         wrong=opinion.look.each * int((label != truth).sum()),
+        classes=_pairs(enumerate(zip(estimated, true, strict=True), 1)),
+        parts=_pairs(_of_parts(opinion, suggested, truth, estimated, true)),
     )
+
+
+def _pairs(found: Iterable[tuple[int, tuple[float, float]]]) -> tuple[Pair, ...]:
+    """Those that have both an estimated and a true Dice."""
+    return tuple(
+        (index, round(float(a), 4), round(float(b), 4))
+        for index, (a, b) in found
+        if np.isfinite(a) and np.isfinite(b)
+    )
+
+
+def _of_parts(
+    opinion: Opinion, suggested: np.ndarray, truth: np.ndarray, estimated: np.ndarray, true: np.ndarray
+) -> Iterator[tuple[int, tuple[float, float]]]:
+    """Estimated and true Dice of the parts of each class, by index of the class; of many a few of all sizes."""
+    look = opinion.look
+    for index in range(1, look.classes):
+        every = list(parts(look.label, suggested, index, look.spacing_mm))
+        if len(every) == 1:
+            yield index, (estimated[index - 1], true[index - 1])
+            continue
+        for part in every[:: -(-len(every) // PARTS) or 1]:
+            here = mask_dice(part.within(look.label), part.within(truth), look.classes)[index - 1]
+            yield index, (part.dice(opinion, suggested), here if np.isfinite(here) else 1.0)
 
 
 def _quantile(values: np.ndarray, weight: np.ndarray, level: float) -> float:

@@ -144,7 +144,7 @@ def _place(record: CaseRecord) -> tuple[int, ...] | None:
     if record.worst is not None:
         return record.worst
     parts = sorted(record.components, key=lambda one: -one.probability * one.voxels)
-    if parts:
+    if parts and parts[0].probability > 0:
         return parts[0].centre
     findings = sorted(record.structure, key=lambda one: -one.severity)
     return next((one.centre for one in findings if one.centre is not None), None)

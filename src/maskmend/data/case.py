@@ -62,6 +62,7 @@ class Case:
         split: "train" or "test" where the layout says so.
         ignore: a mask file whose non-zero voxels are excluded from learning and scoring.
         site: free text from a CSV column, for tables by site.
+        rater: who drew the given label, where that is known.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Case:
     split: str = "train"
     ignore: Path | None = None
     site: str | None = None
+    rater: str | None = None
 
 
 @dataclass(frozen=True)

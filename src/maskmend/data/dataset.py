@@ -173,7 +173,7 @@ def _completed(cases: Iterable[Case], side: SideFile, root: Path) -> list[Case]:
     folder = root if root.is_dir() else root.parent
     cases = list(cases)
     known = {case.id for case in cases}
-    for key in ("trusted", "groups", "ignore_masks", "test", "sites"):
+    for key in ("trusted", "groups", "ignore_masks", "test", "sites", "drawn_by"):
         for name in getattr(side, key):
             if name not in known:
                 raise unknown(f"case in {key!r}", name, known, folder / SIDE_NAME)
@@ -209,6 +209,7 @@ def _with_side(case: Case, side: SideFile, raters: Mapping[str, Mapping[str, Pat
         split="test" if case.id in side.test else case.split,
         ignore=folder / mask if mask else case.ignore,
         site=side.sites.get(case.id, case.site),
+        rater=side.drawn_by.get(case.id, case.rater),
     )
 
 
@@ -253,7 +254,7 @@ def _relabelled(case: Case, rater: str) -> Case:
     """The rater's label in training; test cases are scored against their own label where they have one."""
     if case.split == "test" and case.label is not None:
         return case
-    return replace(case, label=case.raters.get(rater))
+    return replace(case, label=case.raters.get(rater), rater=rater)
 
 
 def with_raters(dataset: Dataset, wanted: Sequence[str]) -> Dataset:

@@ -16,8 +16,8 @@ from maskmend.data.formats import stem_of
 from maskmend.data.layouts import Found
 from maskmend.errors import DataError, UsageError
 
-COLUMNS = ("id", "image", "label", "trusted", "group", "split", "ignore", "site")
-_NO_FILES = ("trusted", "split", "id", "group", "site")
+COLUMNS = ("id", "image", "label", "trusted", "group", "split", "ignore", "site", "rater")
+_NO_FILES = ("trusted", "split", "id", "group", "site", "rater")
 _YES, _NO = ("1", "true", "yes", "y"), ("", "0", "false", "no", "n")
 _SPLITS = {"": "train", "train": "train", "training": "train", "test": "test", "testing": "test"}
 
@@ -32,7 +32,8 @@ def find_csv(path: Path) -> Found:
     """The cases of a manifest.
 
     Columns: image (or image_0, image_1, ... for one file per channel), and where needed id, label,
-    rater_NAME, trusted, group, split, ignore, site. Others are passed over, unless they look misspelt.
+    rater_NAME, trusted, group, split, ignore, site, rater (who drew the label). Others are passed over, unless
+    they look misspelt.
 
     Raises:
         UsageError: no image column, a misspelt column, or a value that is not understood.
@@ -75,7 +76,7 @@ def _check_columns(columns: list[str], path: Path) -> None:
     for column in columns:
         if column in COLUMNS or re.fullmatch(r"image_\d+|rater_.+", column):
             continue
-        absent = [name for name in COLUMNS if name not in columns]
+        absent = [name for name in COLUMNS if name not in columns and name != "rater"]  # "rate" is no slip
         if close := difflib.get_close_matches(column, absent, n=1, cutoff=0.8):
             raise UsageError(f"unknown column {column!r}", path, f"did you mean {close[0]!r}?")
     if "image" not in columns and "image_0" not in columns:
@@ -113,6 +114,7 @@ def _case(row: Mapping[str, str], number: int, path: Path) -> Case:
         split=_split(row.get("split", ""), where),
         ignore=optional.get("ignore"),
         site=row.get("site") or None,
+        rater=row.get("rater") or None,
     )
 
 

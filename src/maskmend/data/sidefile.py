@@ -31,6 +31,7 @@ class SideFile(BaseModel):
         ignore_masks: case id to a mask whose non-zero voxels are excluded.
         test: ids of the test cases.
         sites: case id to site, for tables by site.
+        drawn_by: case id to the rater who drew the given label, for tables by rater.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -44,6 +45,7 @@ class SideFile(BaseModel):
     ignore_masks: dict[str, str] = {}
     test: list[str] = []
     sites: dict[str, str] = {}
+    drawn_by: dict[str, str] = {}
 
 
 def load_side(root: Path) -> SideFile:
@@ -58,7 +60,8 @@ def load_side(root: Path) -> SideFile:
     try:
         side = SideFile(**load_json(path))
         if names := pseudonyms.active():
-            names.know([*side.trusted, *side.groups, *side.ignore_masks, *side.test, *side.sites])
+            cases = (side.trusted, side.groups, side.ignore_masks, side.test, side.sites, side.drawn_by)
+            names.know([case for part in cases for case in part])
             names.know(side.groups.values(), "patient")
             names.know(side.sites.values(), "site")
         return side

@@ -285,6 +285,7 @@ def _side_file(dataset: Dataset, out: Path) -> dict[str, Any]:
         "ignore_masks": {case.id: _copied_mask(case, out) for case in cases if case.ignore},
         "test": [case.id for case in cases if case.split == "test"],
         "sites": {case.id: case.site for case in cases if case.site},
+        "drawn_by": {case.id: case.rater for case in cases if case.rater},
     }
     return {key: value for key, value in side.items() if value not in (None, [], {})}
 
