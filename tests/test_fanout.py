@@ -143,6 +143,7 @@ _STOPPED = """
 from tests.test_fanout import *
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started with `nohup ... &` ignores it
     try:
         for found in spread(2)(slow, range(3)):
             print(found, flush=True)
