@@ -44,6 +44,8 @@ class Calibration:
         # Between e^-41 and e^6, so nothing need be subtracted: probabilities are LEAST or more, `fit` bounds the rest.
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=0)
+        nothing = look.probs[1:].max(axis=0) <= LEAST  # and stays so, however unsure the model shall be
+        logits[0, nothing], logits[1:, nothing] = 1, LEAST
         if look.valid is not None:
             logits[0, ~look.valid], logits[1:, ~look.valid] = 1, 0
         return look.with_probs(np.clip(logits, LEAST, 1, out=logits))

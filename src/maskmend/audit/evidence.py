@@ -113,7 +113,9 @@ def gather(look: Look, objects: Objects | None = None) -> Evidence:
     contradiction = _contradiction(settled, soft)
     disagreement = contradiction if settled is look else _contradiction(look, soft)
     voxel, one = prod(look.spacing_mm), 1 / look.each
-    outline_voxels = 0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel + one
+    outline_voxels = (
+        0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel ** (1 - 1 / look.label.ndim) + one
+    )
     volume = 0.5 * (masks.moments.mass[0] + soft.parts.moments.mass[0]) + one
     surprises = np.array([
         np.log((contradiction + one) / (soft.expected + one)),
@@ -184,7 +186,7 @@ def _measured(look: Look) -> _Soft:
     voxel, one, flat = prod(spacing), 1 / look.each, (ndim - 1) / ndim
     decided = likely > 0.5
     rough = outline(decided, spacing) / ((np.count_nonzero(decided) + one) * voxel) ** flat
-    doubts = np.log([expected / (parts.outline[0] / voxel + one) + _FAINT, rough + 0.1])
+    doubts = np.log([expected / (parts.outline[0] / voxel**flat + one) + _FAINT, rough + 0.1])
     if not parts.pieces[0]:
         doubts[:] = np.nan
     best = probs.max(axis=0)
@@ -193,17 +195,17 @@ def _measured(look: Look) -> _Soft:
 
 
 def _entropy(probs: np.ndarray, likely: np.ndarray) -> float:
-    """Summed over voxels; those at the least probability that is believed are all alike, and most."""
+    """Summed over voxels. Those at the least probability that is believed say nothing: however many lie around."""
     least = LEAST * (len(probs) - 1)
     unsure = np.flatnonzero(likely > 2 * least)
     some = np.take(probs.reshape(len(probs), -1), unsure, axis=1)
-    floor = -least * np.log(LEAST) - (1 - least) * np.log(1 - least)
-    return (likely.size - len(unsure)) * float(floor) - float(np.vdot(some, np.log(some)))
+    return -float(np.vdot(some, np.log(some)))
 
 
 def _soft_parts(look: Look, likely: np.ndarray) -> _Parts:
     spacing, boxes = look.spacing_mm, bounding_boxes(look.probs[1:] > _FAINT, 1)
-    masks = [one[box] for one, box in zip(look.probs[1:], boxes, strict=True)]
+    parts = [one[box] for one, box in zip(look.probs[1:], boxes, strict=True)]
+    masks = [np.where(one > 2 * LEAST, one, 0) for one in parts]  # however much nothing lies around
     moments = Moments.of(masks, _corners(boxes, spacing), spacing)
     if look.classes > 2:
         masks = [likely[bounding_box(likely > _FAINT, 1)], *masks]

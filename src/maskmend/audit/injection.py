@@ -73,7 +73,7 @@ def _one(look: Look, rng: np.random.Generator, radius_mm: float) -> tuple[np.nda
         "erode": Erode(near),
         "move": Move((far, far), degrees=40 * severity),
         "elastic": Elastic((far, far)),
-        "circles": EdgeCircles((far, far)),
+        "circles": EdgeCircles((far, far), every_mm=1.5 * radius_mm),
         "drop": DropComponents(0.5),
         "invent": InventComponents((1, 1), (far, far), gap_mm=1.5 * far),
     }

@@ -89,7 +89,7 @@ class CaseWork:
             record,
             judged.joint,
             judged.offsets_mm,
-            Trace.of(heard.opinion, record.kind),
+            Trace.of(heard.opinion, record.kind, image),
             flipped(heard.opinion, record.quality, heard.mirrored),
             {name: float((values == value).sum() * voxel) for name, value in list(classes.items())[1:]},
         )

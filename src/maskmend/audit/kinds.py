@@ -95,7 +95,23 @@ def case_kind(opinion: Opinion, suggested: np.ndarray) -> tuple[Kind, float]:
     if (swapped := float(off[1:, 1:].sum()) / total) > MAIN:
         nested = Nested.of(look.label, target, look.classes)
         return nested.kind(opinion.noise, total) or ("swapped class", swapped)
-    return _kind(masses(opinion), look.label > 0, target > 0, look)
+    return _of_whole_classes(opinion, target, total) or _kind(
+        masses(opinion), look.label > 0, target > 0, look
+    )
+
+
+def _of_whole_classes(opinion: Opinion, target: np.ndarray, total: float) -> tuple[Kind, float] | None:
+    """What most of the wrong voxels are, if it is classes of which one of mask and target (*B) has nothing at all."""
+    label, noise = opinion.look.label, opinion.noise
+    names: tuple[tuple[Kind, np.ndarray, np.ndarray], ...] = (
+        ("missing object", target, label),
+        ("invented object", label, target),
+    )
+    for kind, has, lacks in names:
+        alone = np.setdiff1d(has, lacks)
+        if len(alone) and (wrong := float(noise[np.isin(has, alone)].sum()) / total) > MAIN:
+            return kind, min(wrong, 1.0)
+    return None
 
 
 def class_kinds(opinion: Opinion, suggested: np.ndarray) -> list[tuple[Kind, float]]:
@@ -156,11 +172,12 @@ def _kind(mass: Masses, drawn: np.ndarray, target: np.ndarray, look: Look) -> tu
     shares: dict[Kind, float] = {
         "missing object": float(mass.missing[parts_apart(target, drawn)].sum()) / total,
         "invented object": float(mass.extra[parts_apart(drawn, target)].sum()) / total,
-        "wrong slice range": _at_the_ends(mass, drawn, target),
     }
     best = max(shares, key=lambda kind: shares[kind])
-    if shares[best] > MAIN:
+    if shares[best] > MAIN:  # first: an object by itself has its slices for itself
         return best, shares[best]
+    if (ends := in_slices_apart(drawn, target, mass.extra + mass.missing) / total) > MAIN:
+        return "wrong slice range", ends
     one_way = float(mass.extra.sum() - mass.missing.sum()) / total
     moved = _explained_by_shift(drawn, target)
     if abs(one_way) > ONE_WAY and abs(one_way) >= moved:
@@ -211,8 +228,8 @@ def worst_place(opinion: Opinion) -> tuple[int, ...] | None:
     return tuple(int(a + one.start) for a, one in zip(at, opinion.look.box, strict=True))
 
 
-def _at_the_ends(mass: Masses, drawn: np.ndarray, target: np.ndarray) -> float:
-    """Share of the wrong voxels in slices where only one of both masks has anything, two slices or more; 3-D only."""
+def in_slices_apart(drawn: np.ndarray, target: np.ndarray, wrong: np.ndarray) -> float:
+    """How much of `wrong` (*B) lies in slices where only one of two masks (*B) has anything, two or more; 3-D only."""
     if drawn.ndim < 3 or not drawn.any() or not target.any():
         return 0.0
     most = 0.0
@@ -220,8 +237,7 @@ def _at_the_ends(mass: Masses, drawn: np.ndarray, target: np.ndarray) -> float:
         axes = tuple(a for a in range(drawn.ndim) if a != axis)
         alone = drawn.any(axis=axes) != target.any(axis=axes)
         if alone.sum() >= 2:
-            wrong = (mass.extra + mass.missing).sum(axis=axes)
-            most = max(most, float(wrong[alone].sum()) / max(mass.total, 1e-9))
+            most = max(most, float(wrong.sum(axis=axes)[alone].sum()))
     return most
 
 

@@ -53,7 +53,7 @@ class Story(BaseModel):
         ndim: axes of an image.
         folds: for each case and group of cases, see `fold_key`, the fold whose model has not seen it.
         kinds, rate, empty, seen_in_empty, usual_overlap: as of `Judge` and `Auditor`.
-        answers: of the exam. exam_rate: its rate.
+        answers: of the exam. exam_rate, exam_inexact: see `SelfCheck`.
         outlines: cases of the rows of looks.
         expected, scale: of the images' witness; None where there were too few outlines for one.
         volumes_mm3: of each class as given, by case.
@@ -77,6 +77,7 @@ class Story(BaseModel):
     usual_overlap: Share
     answers: list[Answer]
     exam_rate: Share
+    exam_inexact: Share
     outlines: list[str]
     expected: float
     scale: tuple[float, Annotated[float, Field(gt=0)]] | None
@@ -149,6 +150,7 @@ class Learnt:
             "rate": judge.rate, "empty": judge.empty,
             "seen_in_empty": judge.seen_in_empty, "usual_overlap": auditor.usual_overlap,
             "answers": [asdict(one) for one in self.check.answers], "exam_rate": self.check.rate,
+            "exam_inexact": self.check.inexact,
             "outlines": ids, "expected": self.expected, "scale": self.scale,
             "volumes_mm3": {case: dict(one) for case, one in self.volumes_mm3.items()},
         }  # fmt: skip
@@ -216,7 +218,7 @@ class Learnt:
             VoxelJudge(arrays["voxels"]),
             story.usual_overlap,
         )
-        check = SelfCheck(tuple(story.answers), story.exam_rate)
+        check = SelfCheck(tuple(story.answers), story.exam_rate, story.exam_inexact)
         return cls(
             source=story.source,
             place=Path(story.place) if story.place else None,

@@ -19,6 +19,7 @@ FITS = 0.75  # Dice that a mirrored mask or one of another case must reach
 EXPLAINS = 0.5  # and the share of the difference that it must take away
 POOR = 0.5  # Dice of a mask that may be of another case, if no simple act explains it
 BLOCK = 256  # cases that are compared with all at a time
+BETTER = 0.02  # by which a mask must fit another case better that has it too
 LEAST_VOXELS = 20  # of a mask before an equal one is no chance
 SIMPLE = ("over-drawn", "under-drawn", "missing object", "invented object", "swapped class", "sound")
 
@@ -61,6 +62,7 @@ class Trace:
         case: id. kind: of the error that its mask seems to have.
         mask, likely: (cells,) float16, the drawn and the probable foreground, made coarse.
         digest: of the drawn voxels and where they lie; "" for masks too small to be equal by more than chance.
+        image: the same of the image, "" where it is not known.
     """
 
     case: str
@@ -68,21 +70,24 @@ class Trace:
     mask: np.ndarray
     likely: np.ndarray
     digest: str
+    image: str = ""
 
     @classmethod
-    def of(cls, opinion: Opinion, kind: str) -> Trace:
-        """Of a judged case whose mask seems to have this kind of error."""
+    def of(cls, opinion: Opinion, kind: str, image: np.ndarray | None = None) -> Trace:
+        """Of a judged case whose mask seems to have this kind of error, and its image (C, *S)."""
         look = opinion.look
         cells = (GRID[look.label.ndim],) * look.label.ndim
         parts = look.whole((look.label > 0).astype(np.float32)), look.whole(1 - look.probs[0])
         mask, likely = (resample(part[None], cells).ravel().astype(np.float16) for part in parts)
-        return cls(look.case, kind, mask, likely, _digest(look))
+        seen = "" if image is None else _hash(np.ascontiguousarray(image).tobytes(), image.shape)
+        return cls(look.case, kind, mask, likely, _digest(look), seen)
 
 
 def elsewhere(traces: Sequence[Trace]) -> dict[str, tuple[str, float]]:
     """Cases whose mask seems to be of another case: to the case that it seems to be of, and how sure.
 
-    A mask that two cases share to the voxel is wrong for the one that it fits worse. Else another case's mask must fit
+    A mask that two cases share to the voxel is wrong for the one that it fits worse, unless they are the same image
+    twice. Else another case's mask must fit
     much better than a poor own one whose error has no simple kind.
     """
     if len(traces) < 2:
@@ -95,7 +100,11 @@ def elsewhere(traces: Sequence[Trace]) -> dict[str, tuple[str, float]]:
     for number, (trace, overlap) in enumerate(zip(traces, _overlaps(masks, likely), strict=True)):
         fit = 2 * overlap / np.maximum(sizes[0] + sizes[1][number], 1e-6)
         own = float(fit[number])
-        twin = _twin(number, alike.get(trace.digest, ()), masks, likely, own)
+        others = [
+            other for other in alike.get(trace.digest, ())
+            if other != number and not (trace.image and trace.image == traces[other].image)
+        ]  # fmt: skip
+        twin = _twin(others, masks, likely, own)
         fit[number] = 0
         best = int(fit.argmax())
         if twin is not None:
@@ -120,10 +129,10 @@ def _alike(traces: Sequence[Trace]) -> dict[str, list[int]]:
     return found
 
 
-def _twin(number: int, alike: Sequence[int], masks: np.ndarray, likely: np.ndarray, own: float) -> int | None:
+def _twin(alike: Sequence[int], masks: np.ndarray, likely: np.ndarray, own: float) -> int | None:
     """Another of the cases with this very mask, which it fits better there."""
-    fits = {other: soft_dice(masks[other], likely[other]) for other in alike if other != number}
-    better = [other for other, fit in fits.items() if fit > own]
+    fits = {other: soft_dice(masks[other], likely[other]) for other in alike}
+    better = [other for other, fit in fits.items() if fit > own + BETTER]
     return max(better, key=lambda other: fits[other]) if better else None
 
 
@@ -133,7 +142,8 @@ def _digest(look: Look) -> str:
         return ""
     inner = bounding_box(look.label > 0)
     start = [a.start + b.start for a, b in zip(look.box, inner, strict=True)]
-    content = (
-        np.ascontiguousarray(look.label[inner]).tobytes() + str((start, look.label[inner].shape)).encode()
-    )
-    return hashlib.blake2b(content, digest_size=12).hexdigest()
+    return _hash(np.ascontiguousarray(look.label[inner]).tobytes(), (start, look.label[inner].shape))
+
+
+def _hash(content: bytes, where: object) -> str:
+    return hashlib.blake2b(content + str(where).encode(), digest_size=12).hexdigest()

@@ -435,7 +435,7 @@ def middle_and_spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
             continue
         middle = _weighted_median(column[there], trust[there])
         spread = 1.4826 * _weighted_median(np.abs(column[there] - middle), trust[there])
-        out[:, index] = middle, spread + 1e-3 + 0.02 * abs(middle)
+        out[:, index] = middle, spread + 1e-3 + 0.02 * min(abs(middle), 1.0)
     return out.reshape(2, *values.shape[1:])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from maskmend.audit.components import parts
-from maskmend.audit.estimate import Auditor, Looks, Opinion, mask_dice, mean_dice
+from maskmend.audit.estimate import AGREED, Auditor, Looks, Opinion, mask_dice, mean_dice
 from maskmend.audit.injection import inject, invented
 from maskmend.audit.kinds import case_kind
 from maskmend.audit.record import Kind
@@ -27,6 +27,7 @@ PER_CASE = 2
 LEVEL = 0.9
 NEIGHBOURS = 40
 PARTS = 5  # of a class and answer
+INEXACT = (1 - AGREED) / 2  # two annotators agree so far, so each of them is off by half of the rest
 WEAK = 0.8
 """AUROC of the exam below which the audit's counts are not believed: models that cannot tell made-up errors from sound
 masks find none anywhere, and so report none."""
@@ -99,10 +100,16 @@ class Pairs:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """All answers with their weights, which stand for the estimated share of flawed cases."""
+    """All answers with their weights, which stand for the estimated share of flawed cases.
+
+    Args:
+        answers: to all masks. rate: the estimated share of flawed cases.
+        inexact: Dice by which intervals are wider either way, because what the exam takes for true masks are not exact.
+    """
 
     answers: tuple[Answer, ...]
     rate: float
+    inexact: float = 0.0
 
     @classmethod
     def of(
@@ -128,19 +135,23 @@ class SelfCheck:
         rng = np.random.default_rng([seed, 20])
         chosen = [ids[i] for i in sorted(rng.permutation(len(ids))[:CASES])]
         found = over(partial(_examined, auditor, looks, seed, backing), list(enumerate(chosen)))
-        return cls(tuple(answer for answers in found for answer in answers), auditor.population.rate)
+        answers = tuple(answer for some in found for answer in some)
+        return cls(answers, auditor.population.rate, (1 - backing) * INEXACT)
 
     def interval(self, quality: float) -> tuple[float, float]:
         """The 90 % interval of the true Dice of a mask whose estimated one is `quality`."""
-        return self._cases.interval(quality)
+        return self._wider(self._cases.interval(quality))
 
     def class_interval(self, index: int, dice: float) -> tuple[float, float]:
         """The same of a class by itself."""
-        return self._classes.of_class(index).interval(dice)
+        return self._wider(self._classes.of_class(index).interval(dice))
 
     def part_interval(self, index: int, dice: float) -> tuple[float, float]:
         """The same of a connected part of a class."""
-        return self._parts.of_class(index).interval(dice)
+        return self._wider(self._parts.of_class(index).interval(dice))
+
+    def _wider(self, ends: tuple[float, float]) -> tuple[float, float]:
+        return max(ends[0] - self.inexact, 0.0), min(ends[1] + self.inexact, 1.0)
 
     @cached_property
     def _cases(self) -> Pairs:
