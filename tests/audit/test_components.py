@@ -13,7 +13,9 @@ from tests.audit.conftest import noise_field
 from maskmend.audit.components import Part, components, parts
 from maskmend.audit.estimate import Opinion, mask_dice
 from maskmend.audit.evidence import gather
+from maskmend.audit.kinds import case_kind, class_kinds
 from maskmend.audit.look import look_at
+from maskmend.audit.record import ClassRecord
 from maskmend.audit.selfcheck import Answer, Pairs, SelfCheck
 
 NAMES = ["background", "organ", "lesion"]
@@ -40,9 +42,15 @@ def opinion_of(given: np.ndarray, truth: np.ndarray, odds: float = 3.0, **more: 
 
 
 def told(opinion: Opinion) -> list[Any]:
-    return list(
-        components(opinion, opinion.look.decided, NAMES, lambda index, dice: (dice - 0.1, dice + index))
-    )
+    decided, names = opinion.look.decided, NAMES[1:]
+    kinds = [kind for kind, _ in class_kinds(opinion, decided)]
+    classes = [
+        ClassRecord(
+            name, 0, 0, float(dice) if np.isfinite(dice) else None, opinion.class_wrong_share(k), None, kind
+        )
+        for k, (name, dice, kind) in enumerate(zip(names, opinion.dice(decided), kinds, strict=True), 1)
+    ]
+    return list(components(opinion, decided, classes, lambda index, dice: (dice - 0.1, dice + index)))
 
 
 def covered(part: Part, shape: tuple[int, ...]) -> np.ndarray:
@@ -196,3 +204,28 @@ def test_intervals_weigh_flawed_and_sound_answers_by_how_common_they_are() -> No
     for rate, low in ((0.02, 0.8), (0.5, 0.4)):
         weight = [(1 - rate) / 13] * 13 + [rate / 27] * 27
         assert Pairs.of([*sound, *flawed], weight).interval(0.8)[0] == pytest.approx(low)
+
+
+ORGAN, HEAD, TAIL = (slice(5, 15), slice(5, 20), slice(5, 20)), slice(5, 10), slice(10, 15)
+LESIONS = (slice(8, 11), slice(8, 12), slice(30, 34)), (slice(20, 24), slice(8, 12), slice(30, 34))
+VOLUME = (30, 25, 40)
+
+
+@pytest.mark.parametrize(
+    ("given", "truth", "kind"),
+    [
+        (
+            [(1, LESIONS[0])],
+            [(1, LESIONS[0]), (1, LESIONS[1])],
+            "missing object",
+        ),  # it has its slices for itself
+        ([(1, LESIONS[0]), (1, LESIONS[1])], [(1, LESIONS[0])], "invented object"),
+        ([(1, (HEAD, *ORGAN[1:]))], [(1, ORGAN)], "wrong slice range"),
+        ([(1, (HEAD, *ORGAN[1:]))], [(1, (HEAD, *ORGAN[1:])), (2, (TAIL, *ORGAN[1:]))], "missing object"),
+        ([(1, (HEAD, *ORGAN[1:])), (2, (TAIL, *ORGAN[1:]))], [(1, (HEAD, *ORGAN[1:]))], "invented object"),
+    ],
+    ids=["lesion left out", "lesion made up", "slices left out", "class left out", "class made up"],
+)
+def test_what_lies_in_slices_of_its_own(given: Any, truth: Any, kind: str) -> None:
+    opinion = opinion_of(masks(*given, shape=VOLUME), masks(*truth, shape=VOLUME))
+    assert case_kind(opinion, opinion.look.decided)[0] == kind

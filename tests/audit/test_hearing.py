@@ -13,7 +13,7 @@ from tests.audit.conftest import dice
 from maskmend.audit import hearing, judging
 from maskmend.audit.estimate import Opinion, mask_dice
 from maskmend.audit.evidence import gather
-from maskmend.audit.hearing import KEPT, MIRRORED, Heard, advised, hear, misled
+from maskmend.audit.hearing import KEPT, MIRRORED, Heard, _of_the_outline, advised, hear, misled
 from maskmend.audit.look import Look, look_at
 from maskmend.audit.outlines import EXPECTED, ImageWitness, overview, scaled_looks
 from maskmend.data.case import Case, Dataset, Geometry
@@ -129,6 +129,20 @@ def test_a_missing_class_is_not_a_matter_of_the_outline(witness: ImageWitness) -
     suggested = look.probs.argmax(0).astype(np.uint8)
     suggested[0, 0] = 1  # makes its outline the worse one
     assert advised(look, suggested, image, witness) == (suggested, "")
+
+
+def test_what_no_outline_shows_is_not_a_matter_of_the_outline() -> None:
+    """Parts, or slices of a volume, that only one of two masks has; a rim all around is one."""
+    away = np.sqrt(sum((axis - 10) ** 2 for axis in np.ogrid[:20, :24, :24]))
+    whole, wide = ((away < radius).astype(np.uint8) for radius in (6, 7.5))
+    short, more = whole.copy(), whole.copy()
+    short[13:] = 0
+    more[2:8, 20:23, 20:23] = 1
+    assert _of_the_outline(wide, whole, 2)
+    assert not _of_the_outline(short, whole, 2)
+    assert not _of_the_outline(whole, short, 2)
+    assert not _of_the_outline(whole[6], more[6], 2)
+    assert not _of_the_outline(more, whole, 2)
 
 
 def test_what_is_not_known_stays(witness: ImageWitness) -> None:

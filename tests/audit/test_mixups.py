@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from maskmend.audit.mixups import BLOCK, FITS, Trace, elsewhere, soft_dice
@@ -44,6 +46,18 @@ def test_a_mask_that_two_share_is_wrong_where_it_fits_worse() -> None:
     assert elsewhere(traces) == {other.case: (true.case, 0.95)}
     blank = [Trace(one.case, one.kind, one.mask, one.likely, "") for one in traces]
     assert elsewhere(blank) == {}, "masks too small to be equal by more than chance, of a simple kind"
+
+
+def test_an_image_that_is_there_twice_is_no_wrong_file() -> None:
+    """Two models see it a little differently, so its mask always fits one of both better."""
+    traces = [replace(one, image=f"i{number}") for number, one in enumerate(_traces(20))]
+    seen = (0.8 * traces[3].likely).astype(np.float16)
+    same = replace(traces[3], case="copy", likely=seen)
+    assert elsewhere([*traces, same]) == {}
+    assert elsewhere([*traces, replace(same, image="other")]) == {"copy": ("c0003", 0.95)}
+    assert elsewhere([*traces, replace(same, image="other", likely=traces[3].likely)]) == {}, (
+        "it fits both alike"
+    )
 
 
 def test_of_one_case_nothing_is_said() -> None:
