@@ -7,8 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage.measure import perimeter_crofton
 
-from maskmend.audit.shape import Moments, outline, soft_outline
+from maskmend.audit.shape import Moments, ball_radius, outline, soft_outline, surface
 
 GRIDS = [
     ((7, 9), (1.0, 1.0)),
@@ -78,3 +79,56 @@ def test_moments_add_up() -> None:
     total = parts.after_total()
     np.testing.assert_allclose(total.second[0], whole.second[0], rtol=1e-5)
     np.testing.assert_allclose(total.first[1:], parts.first)
+
+
+def ball(spacing_mm: tuple[float, ...], radius: float) -> np.ndarray:
+    """(*S) bool, in the middle."""
+    far = [int(1.2 * radius / step) + 1 for step in spacing_mm]
+    grid = np.ogrid[tuple(slice(-n, n + 1) for n in far)]
+    return np.asarray(
+        sum((axis * step) ** 2 for axis, step in zip(grid, spacing_mm, strict=True)) < radius**2
+    )
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "off"),
+    [
+        ((1, 1), 0.01),
+        ((0.3, 0.3), 0.01),
+        ((2, 1), 0.02),
+        ((5, 1), 0.04),
+        ((1, 1, 1), 0.01),
+        ((2, 1, 1), 0.02),
+        ((1, 3, 1), 0.03),
+        ((5, 0.5, 0.5), 0.04),
+    ],
+)
+def test_the_surface_of_a_ball(spacing_mm: tuple[float, ...], off: float) -> None:
+    radius, ndim = 40.0 if len(spacing_mm) == 2 else 20.0, len(spacing_mm)
+    true = 2 * np.pi * radius if ndim == 2 else 4 * np.pi * radius**2
+    assert surface(ball(spacing_mm, radius), spacing_mm) == pytest.approx(true, rel=off)
+    assert ball_radius(true * radius / ndim, ndim) == pytest.approx(radius)
+
+
+def test_the_surface_does_not_mind_how_a_thing_lies() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((40, 50), (16, 18, 20)):
+        mask = ndimage.gaussian_filter(rng.standard_normal(shape), 2) > 0.05
+        own = surface(mask, (1.0,) * mask.ndim)
+        for axis in range(mask.ndim):
+            assert surface(np.flip(mask, axis), (1.0,) * mask.ndim) == pytest.approx(own)
+        if mask.ndim == 2:
+            inner = np.pad(mask, 2)
+            assert surface(inner, (1.0, 1.0)) == pytest.approx(perimeter_crofton(inner, 4))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_layer_has_the_thickness_by_which_it_was_drawn_too_large(ndim: int) -> None:
+    """What offsets rest on: twice the difference over both outlines."""
+    spacing_mm = (1.0,) * ndim
+    small, large = (np.pad(ball(spacing_mm, radius), 5) for radius in (15.0, 17.0))
+    small = np.pad(
+        small, [((a - b) // 2, (a - b) - (a - b) // 2) for a, b in zip(large.shape, small.shape, strict=True)]
+    )
+    both = surface(small, spacing_mm) + surface(large, spacing_mm)
+    assert 2 * (large.sum() - small.sum()) / both == pytest.approx(2.0, rel=0.05)

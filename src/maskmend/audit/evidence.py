@@ -113,9 +113,7 @@ def gather(look: Look, objects: Objects | None = None) -> Evidence:
     contradiction = _contradiction(settled, soft)
     disagreement = contradiction if settled is look else _contradiction(look, soft)
     voxel, one = prod(look.spacing_mm), 1 / look.each
-    outline_voxels = (
-        0.5 * (masks.outline[0] + soft.parts.outline[0]) / voxel ** (1 - 1 / look.label.ndim) + one
-    )
+    outline_voxels = _in_voxels(0.5 * (masks.outline[0] + soft.parts.outline[0]), look) + one
     volume = 0.5 * (masks.moments.mass[0] + soft.parts.moments.mass[0]) + one
     surprises = np.array([
         np.log((contradiction + one) / (soft.expected + one)),
@@ -186,12 +184,18 @@ def _measured(look: Look) -> _Soft:
     voxel, one, flat = prod(spacing), 1 / look.each, (ndim - 1) / ndim
     decided = likely > 0.5
     rough = outline(decided, spacing) / ((np.count_nonzero(decided) + one) * voxel) ** flat
-    doubts = np.log([expected / (parts.outline[0] / voxel**flat + one) + _FAINT, rough + 0.1])
+    doubts = np.log([expected / (_in_voxels(parts.outline[0], look) + one) + _FAINT, rough + 0.1])
     if not parts.pieces[0]:
         doubts[:] = np.nan
     best = probs.max(axis=0)
     sureness = float(np.log(best[decided] / probs[0][decided]).sum()) / (parts.moments.mass[0] + 2 * one)
     return _Soft(likely, decided, best, expected, parts, doubts, sureness)
+
+
+def _in_voxels(outline_mm: float, look: Look) -> float:
+    """About how many voxels lie along an outline; of a look that was thinned as many fewer as it has fewer in all."""
+    flat = (look.label.ndim - 1) / look.label.ndim
+    return outline_mm / (prod(look.spacing_mm) / look.each) ** flat / look.each
 
 
 def _entropy(probs: np.ndarray, likely: np.ndarray) -> float:

@@ -13,12 +13,15 @@ from maskmend.audit import kinds
 from maskmend.audit.components import components
 from maskmend.audit.estimate import Auditor, Opinion, mean_dice, priority
 from maskmend.audit.hearing import Heard, hear
+from maskmend.audit.look import Look
 from maskmend.audit.looks import LooksOf
 from maskmend.audit.mixups import Trace, flipped
 from maskmend.audit.outlines import ImageWitness
 from maskmend.audit.record import CaseRecord, ClassRecord, Kind
 from maskmend.audit.selfcheck import SelfCheck
+from maskmend.audit.shape import outline, surface
 from maskmend.audit.structure import structure_findings
+from maskmend.boxes import bounding_box
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, read_case, suffix_of, write_image, write_label
 
@@ -126,7 +129,7 @@ def judge_case(
     """
     names, opinion, suggested = list(dataset.labels), heard.opinion, heard.suggested
     joint = opinion.confused
-    offsets = class_offsets(opinion) - usual_mm
+    offsets = (class_offsets(opinion) - usual_mm) * _true_length(opinion.look)
     files: dict[str, Any] = _write(case, opinion, suggested, values, geometry, dataset, out)
     dice = opinion.dice(suggested)
     quality = mean_dice(dice)
@@ -170,6 +173,21 @@ def class_offsets(opinion: Opinion) -> np.ndarray:
     signed = opinion.evidence.signed
     rows = signed if len(signed) == 1 else signed[1:]
     return np.asarray(rows[:, 0])
+
+
+def _true_length(look: Look) -> np.ndarray:
+    """(K - 1,) by how much the outlines by which offsets were measured are too long, given and seen together.
+
+    Quick measures do for comparing cases; what is told in millimetres is set right.
+    """
+    found = np.ones(look.classes - 1)
+    for k in range(1, look.classes):
+        masks = [look.label == k, look.decided == k]
+        near = bounding_box(masks[0] | masks[1], 1)
+        true = sum(surface(mask[near], look.spacing_mm) for mask in masks)
+        if true > 0:
+            found[k - 1] = sum(outline(mask[near], look.spacing_mm) for mask in masks) / true
+    return found
 
 
 def mixed_up(record: CaseRecord, kind: Kind, sure: float) -> CaseRecord:

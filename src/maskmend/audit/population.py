@@ -46,6 +46,7 @@ FEW_EMPTY = 0.2  # share of all masks, below which all empty ones may be wrong; 
 MOST_PRIOR = 5.0  # log odds that the share of empty images can give
 SIZE = -3  # column of `Evidence.signed`
 LEAST_TELLING = 10  # cases that tell, below which others are asked too
+LOG_SIZE = 6.0  # of what is drawn, whatever the unit: larger middles widen no spread
 LEAST_CASES = 20  # from which conventions are looked for
 
 
@@ -435,7 +436,7 @@ def middle_and_spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
             continue
         middle = _weighted_median(column[there], trust[there])
         spread = 1.4826 * _weighted_median(np.abs(column[there] - middle), trust[there])
-        out[:, index] = middle, spread + 1e-3 + 0.02 * min(abs(middle), 1.0)
+        out[:, index] = middle, spread + 1e-3 + 0.02 * min(abs(middle), LOG_SIZE)
     return out.reshape(2, *values.shape[1:])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import combinations
+from itertools import combinations, product
 from math import prod
 
 import numpy as np
@@ -41,6 +41,45 @@ def outline(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
             both = both & edges[axis][_aligned(axis, axes)]
         counts.append(np.count_nonzero(both))
     return float(_lengths(tuple(spacing_mm)) @ counts)
+
+
+def surface(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Length (2-D, mm) or area (3-D, mm2) of the outline of a mask (*S) bool, whichever way it runs: by Cauchy and
+    Crofton, from how often lines in 4 (13) directions cross it. Slower than `outline`, which is up to a third too long.
+    """
+    lengths, steps = _crossed(tuple(spacing_mm))
+    counts = []
+    for step in steps:
+        here, there = (
+            tuple(
+                slice(max(sign * d, 0), n + min(sign * d, 0)) for d, n in zip(step, mask.shape, strict=True)
+            )
+            for sign in (1, -1)
+        )
+        counts.append(np.count_nonzero(mask[here] ^ mask[there]))
+    return float(lengths @ counts)
+
+
+@lru_cache(maxsize=256)
+def _crossed(spacing_mm: tuple[float, ...]) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+    """What a crossing of a line of neighbours adds to the outline, by the step along it, and these steps."""
+    ndim = len(spacing_mm)
+    steps = [one for one in product((-1, 0, 1), repeat=ndim) if one > (0,) * ndim]
+    ways = np.array(steps) * np.array(spacing_mm)
+    apart = np.linalg.norm(ways, axis=1)
+    around = np.concatenate([ways, -ways]) / np.concatenate([apart, apart])[:, None]
+    if ndim == 2:
+        angle = np.arctan2(*around.T)
+        order = np.argsort(angle)
+        gaps = np.diff(angle[order], append=angle[order[0]] + 2 * np.pi)
+        share = np.empty(len(angle))
+        share[order] = (gaps + np.roll(gaps, 1)) / (4 * np.pi)
+    else:
+        from scipy.spatial import SphericalVoronoi
+
+        share = SphericalVoronoi(around).calculate_areas() / (4 * np.pi)
+    each = (share[: len(steps)] + share[len(steps) :]) * prod(spacing_mm) / apart
+    return {2: np.pi / 2, 3: 2.0}[ndim] * each, steps
 
 
 def ball_radius(volume: float, ndim: int) -> float:
