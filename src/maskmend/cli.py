@@ -198,7 +198,7 @@ def evaluate(
     if as_json:
         print_json(result.to_json())
     else:
-        print_rich(result.to_table())
+        print_rich(result.to_table(), narrow=result.to_list())
 
 
 @app.command()
@@ -375,7 +375,7 @@ def methods(
 ) -> None:
     """List the ways of learning with what they need and cost, or explain one and its settings."""
     from maskmend.methods import names
-    from maskmend.reference import describe_method, method_facts, methods_table
+    from maskmend.reference import NARROW, WIDE, describe_method, method_facts, methods_table
 
     chosen = [name] if name else names()
     if measure:
@@ -390,7 +390,7 @@ def methods(
     elif name:
         print(describe_method(name))
     else:
-        print_rich(methods_table(facts))
+        print_rich(methods_table(facts), narrow=methods_table(facts, NARROW), least=WIDE)
 
 
 @app.command()

@@ -255,7 +255,9 @@ def _rich(title: str, content: Table) -> Any:
         title=Text(title), title_justify="left", caption=Text(content.note), caption_justify="left"
     )
     for number, name in enumerate(content.columns):
-        table.add_column(Text(name), justify="right" if number in content.numeric else "left")
+        table.add_column(
+            Text(name), justify="right" if number in content.numeric else "left", overflow="fold"
+        )
     for row in content.rows:
         table.add_row(*map(Text, row))
     return table
