@@ -231,8 +231,14 @@ def test_faults_are_told(tmp_path):
     with pytest.raises(UsageError, match="1 rater"):
         rater_agreement(found, raters=["a"])
     write_label(found.cases[0].raters["a"], np.ones((5, 5), np.uint8), Geometry((5, 5), (1.0, 1.0)))
-    with pytest.raises(DataError, match="shape"):
+    first, second = (found.cases[0].raters[name] for name in ("a", "b"))
+    with pytest.raises(DataError, match="shape") as caught:
         rater_agreement(found)
+    said = str(caught.value)
+    assert str(first) in said
+    assert str(second) in said
+    assert "export one of them again on the image's grid" in said
+    assert "--fix" not in said  # it leaves raters' masks of another shape as they are
     alone = data_set(tmp_path / "x", {"labels_a": {"p": ball((9, 9), 3)}, "labels_b": {"q": ball((9, 9), 3)}})
     with pytest.raises(UsageError, match="no case was drawn by two"):
         rater_agreement(alone)
