@@ -347,6 +347,10 @@ def test_the_verb_writes_page_figures_and_consensus(tmp_path):
     page = (tmp_path / "out" / "raters.html").read_text("utf-8")
     assert "Cases to adjudicate first" in page
     assert page.count("<img") >= 3
+    # Places are not torn apart and reasons not squeezed, however narrow the window.
+    assert re.search(r'<td class="told">[^<]+</td><td class="whole">\d+, \d+</td></tr>', page)
+    assert re.search(r"\.whole {[^}]*white-space: nowrap", page)
+    assert re.search(r"\.told {[^}]*min-width", page)
     assert main(words) == 2  # it holds results already
     assert main([*words[:-1], "--overwrite"]) == 0
 

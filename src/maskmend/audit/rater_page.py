@@ -138,7 +138,7 @@ def dispute_table(report: RaterReport, shown: int = SHOWN_CASES) -> Table:
         "clear, a consensus settles the matter; where it is close, only people can. In dispute: voxels on which not "
         "all agree."
     )
-    return Table(columns, rows, (1, 2, 3), note)
+    return Table(columns, rows, (1, 2, 3), note, whole=(5,), told=(4,))
 
 
 def _dispute_row(one: Dispute) -> list[str]:
