@@ -57,6 +57,11 @@ Processes = Annotated[
         "--processes", min=1, help="Cases at the same time; as cores and memory allow.", show_default=False
     ),
 ]
+_GO_ON = {
+    "train": "the same command goes on with --resume",
+    **dict.fromkeys(("predict", "audit", "benchmark"), "the same command goes on"),
+}
+"""After a stop; every other verb begins anew."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")]
 
 
@@ -305,7 +310,9 @@ def screen(
     settings: Settings = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="CSV", help="Write the whole list.", show_default=False),
+        typer.Option(
+            "--output", "--out", "-o", metavar="CSV", help="Write the whole list.", show_default=False
+        ),
     ] = None,
     mend: Annotated[
         Path | None,
@@ -467,7 +474,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Else Python looks through all of torch for cycles before it ends, which takes half a second.
     atexit.register(gc.freeze)
-    return ended(lambda: _run(words))
+    return ended(lambda: _run(words), *(_GO_ON[verb] for verb in words[:1] if verb in _GO_ON))
 
 
 def _run(words: list[str]) -> int:

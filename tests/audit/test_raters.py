@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
+from maskmend.audit import consensus
 from maskmend.audit.agreement import Outlines, cohen_kappa, compare_raters, fleiss_kappa, vote_of
 from maskmend.audit.consensus import rater_weights
 from maskmend.audit.raters import rater_agreement, write_consensus
@@ -353,6 +354,27 @@ def test_the_verb_writes_page_figures_and_consensus(tmp_path):
     assert re.search(r"\.told {[^}]*min-width", page)
     assert main(words) == 2  # it holds results already
     assert main([*words[:-1], "--overwrite"]) == 0
+
+
+def test_a_stopped_consensus_begins_anew(tmp_path, monkeypatch, capsys):
+    styles(tmp_path / "data")
+    words = ["raters", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--consensus", "majority"]
+    write, written = consensus.write_label, []
+
+    def stopped(path, *what):
+        write(path, *what)
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(consensus, "write_label", stopped)
+        assert main(words) == 130
+    said = capsys.readouterr().err
+    assert "the same command begins anew" in said
+    assert "goes on" not in said
+    assert main(words) == 0
+    assert len(list((tmp_path / "out" / "consensus").iterdir())) == 12
 
 
 def test_the_verb_tells_what_is_wrong(tmp_path, capsys):
