@@ -136,7 +136,7 @@ def test_wrong_use(
         (MemoryError(), 4, "not enough memory"),
         (OSError(28, "No space left on device", "out/x"), 4, "out/x"),
         (PermissionError(13, "Permission denied", "out/y"), 2, "out/y"),
-        (KeyboardInterrupt(), 130, "--resume"),
+        (KeyboardInterrupt(), 130, "stopped\n  the same command begins anew"),
         (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
     ],
 )

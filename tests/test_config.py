@@ -61,6 +61,7 @@ def test_last_wins(tmp_path: Path) -> None:
         ("train.tensorboard=true", True),
         ("train.augment=none", "none"),
         ("data.labels={background: 0, organ: 255}", {"background": 0, "organ": 255}),
+        ("data.labels={organ: 255}", {"organ": 255}),
         ("data.labels={background: 0, no: 1}", {"background": 0, "no": 1}),
         ("data.flips=[true, false]", [True, False]),
         ("data.rater=2", "2"),
@@ -196,6 +197,13 @@ def test_not_key_value(text: str) -> None:
 def test_contradictions() -> None:
     assert "share one file value" in message("data.labels={a: 1, b: 1}")
     assert "data.ignore=1" in message("data.labels={a: 0, b: 1}", "data.ignore=1")
+
+
+@pytest.mark.parametrize("labels", ["{background: 0}", "{organ: 0}", "{background: 0, ignore: 255}"])
+def test_labels_without_a_class(labels: str) -> None:
+    said = message(f"data.labels={labels}")
+    assert "no class beside the background" in said
+    assert "{organ: 255}" in said
 
 
 def test_dump_reads_back_equal(tmp_path: Path) -> None:

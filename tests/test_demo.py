@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 
 import pytest
 
+from maskmend.cli import main
 from maskmend.demo import demo
-from maskmend.errors import UsageError
+from maskmend.errors import Interrupted, UsageError
+from maskmend.train.lock import locked
+
+demo_module = sys.modules["maskmend.demo"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,39 @@ def test_refuses_foreign_and_finished_folders(tiny, tmp_path) -> None:
     assert (tmp_path / "mine.txt").exists()
     with pytest.raises(UsageError, match="2 or 3"):
         demo(tmp_path / "new", ndim=4)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("stopped", None, "train ... --resume")])
+def test_stopped_and_begun_anew_by_the_command_told(stop, tmp_path, monkeypatch, capsys) -> None:
+    out, calls = tmp_path / "my demo", []
+
+    def run(folder, *how):
+        calls.append(how)
+        (folder / "seed_0").mkdir()  # nothing of the stopped call is in its way
+        if len(calls) == 1:
+            raise stop
+        (folder / "demo.json").write_text('{"report": "page"}')
+        return {"report": "page"}
+
+    monkeypatch.setattr(demo_module, "_run", run)
+    assert main(["demo", "-o", str(out), "--steps", "2", "--ndim", "3"]) == 130
+    said = capsys.readouterr().err
+    assert "--resume" not in said
+    command = shlex.split(next(line for line in said.splitlines() if "maskmend demo" in line))
+    words = command[command.index("demo") :]
+    assert main(words) == 0
+    assert calls[0] == calls[1]
+    assert main(words) == 2  # finished now
+    assert "holds a demonstration already" in capsys.readouterr().err
+
+
+def test_a_demonstration_under_way_is_left_alone(tmp_path) -> None:
+    out = tmp_path / "out"
+    (out / "seed_0").mkdir(parents=True)
+    (out / "demo.json").write_text('{"status": "running"}')
+    with locked(out), pytest.raises(UsageError, match="in use by process"):
+        demo(out, overwrite=True)
+    assert (out / "seed_0").is_dir()
 
 
 @pytest.mark.slow

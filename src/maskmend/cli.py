@@ -57,6 +57,11 @@ Processes = Annotated[
         "--processes", min=1, help="Cases at the same time; as cores and memory allow.", show_default=False
     ),
 ]
+_GO_ON = {
+    "train": "the same command goes on with --resume",
+    **dict.fromkeys(("predict", "audit", "benchmark"), "the same command goes on"),
+}
+"""After a stop; every other verb begins anew."""
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")]
 
 
@@ -198,7 +203,7 @@ def evaluate(
     if as_json:
         print_json(result.to_json())
     else:
-        print_rich(result.to_table())
+        print_rich(result.to_table(), narrow=result.to_list())
 
 
 @app.command()
@@ -305,7 +310,9 @@ def screen(
     settings: Settings = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="CSV", help="Write the whole list.", show_default=False),
+        typer.Option(
+            "--output", "--out", "-o", metavar="CSV", help="Write the whole list.", show_default=False
+        ),
     ] = None,
     mend: Annotated[
         Path | None,
@@ -375,7 +382,7 @@ def methods(
 ) -> None:
     """List the ways of learning with what they need and cost, or explain one and its settings."""
     from maskmend.methods import names
-    from maskmend.reference import describe_method, method_facts, methods_table
+    from maskmend.reference import NARROW, WIDE, describe_method, method_facts, methods_table
 
     chosen = [name] if name else names()
     if measure:
@@ -390,7 +397,7 @@ def methods(
     elif name:
         print(describe_method(name))
     else:
-        print_rich(methods_table(facts))
+        print_rich(methods_table(facts), narrow=methods_table(facts, NARROW), least=WIDE)
 
 
 @app.command()
@@ -467,7 +474,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Else Python looks through all of torch for cycles before it ends, which takes half a second.
     atexit.register(gc.freeze)
-    return ended(lambda: _run(words))
+    return ended(lambda: _run(words), *(_GO_ON[verb] for verb in words[:1] if verb in _GO_ON))
 
 
 def _run(words: list[str]) -> int:

@@ -28,7 +28,7 @@ Positive = Annotated[int, Field(gt=0)]
 Millimetres = Annotated[float, Field(gt=0)]
 SpacingMm = Annotated[list[Millimetres], Field(min_length=2, max_length=3)]
 Patch = Annotated[list[Positive], Field(min_length=2, max_length=3)]
-Labels = Annotated[dict[str, int], Field(min_length=2)]
+Labels = Annotated[dict[str, int], Field(min_length=1)]
 
 
 def _number_as_text(value: Any) -> Any:
@@ -63,7 +63,7 @@ class DataConfig(Section):
     )
     labels: Labels | None = Field(
         default=None,
-        description="Class name to value in the label files, background first: {background: 0, organ: 255}.",
+        description="Class name to value in the label files, e.g. {organ: 255}; background is 0, named or not.",
     )
     ignore: int | None = Field(
         default=None, description="Value in the label files that means 'not annotated'."
@@ -111,6 +111,15 @@ class DataConfig(Section):
     def _one_name_per_value(cls, labels: dict[str, int] | None) -> dict[str, int] | None:
         if labels and len(set(labels.values())) < len(labels):
             raise ValueError("two classes share one file value")
+        return labels
+
+    @field_validator("labels")
+    @classmethod
+    def _a_class_beside_background(cls, labels: dict[str, int] | None) -> dict[str, int] | None:
+        if labels and not any(
+            value and name not in ("background", "ignore") for name, value in labels.items()
+        ):
+            raise ValueError("names no class beside the background")
         return labels
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ not. The settings below are round numbers chosen once; seeds are 0, 1, 2, ...
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +22,10 @@ from maskmend.config import Config, load
 from maskmend.data.atomic import write_text
 from maskmend.data.images import read_label
 from maskmend.data.phantom import make_phantom
-from maskmend.errors import UsageError
+from maskmend.errors import Interrupted, UsageError
 from maskmend.noise.dataset import corrupt_dataset
 from maskmend.progress import message
+from maskmend.train import lock
 
 if TYPE_CHECKING:
     from maskmend.data.case import Dataset
@@ -36,6 +38,7 @@ STEPS = {2: 600, 3: 300}
 BATCH = {2: 8, 3: 2}
 CASES = {2: (120, 40), 3: (30, 12)}  # training and test
 FIGURES, REPORT = "demo.json", "report.html"
+RUNNING = {"status": "running"}
 
 
 @dataclass(frozen=True)
@@ -119,22 +122,43 @@ def demo(
         The figures, as in `demo.json`.
 
     Raises:
-        UsageError: `out` holds something else, or a setting is out of range.
+        UsageError: `out` holds something else, is in use, or a setting is out of range.
+        Interrupted: Ctrl-C or SIGTERM; the same call begins anew.
     """
     if ndim not in STEPS or seeds < 1 or (steps is not None and steps < 1):
         raise UsageError(f"ndim {ndim}, seeds {seeds}, steps {steps}: 2 or 3, and at least 1 each")
+    out = Path(out)
+    arms = [arm for arm in ARMS if ceiling or arm.key != "ceiling"]
+    _refuse(out, overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock.locked(out):
+        _clear(out)
+        try:
+            return _run(out, ndim, list(range(seeds)), steps or STEPS[ndim], cases or CASES[ndim], arms)
+        except (KeyboardInterrupt, Interrupted):  # a training's own tells how to go on with it alone
+            remedy = f"begin the demonstration anew: {_command(out, ndim, seeds, steps)}"
+            raise Interrupted("stopped", out, remedy) from None
+
+
+def _command(out: Path, ndim: int, seeds: int, steps: int | None) -> str:
+    options = {"--ndim": ndim, "--seeds": seeds} | ({} if steps is None else {"--steps": steps})
+    return shlex.join(
+        ["maskmend", "demo", "-o", str(out), *(f"{key}={value}" for key, value in options.items())]
+    )
+
+
+def _run(
+    out: Path, ndim: int, seeds: Sequence[int], steps: int, cases: tuple[int, int], arms: Sequence[Arm]
+) -> dict[str, Any]:
     from maskmend.demo_report import figures_of, write_demo_report
 
-    out, began = Path(out), time.monotonic()
-    _claim(out, overwrite)
-    arms = [arm for arm in ARMS if ceiling or arm.key != "ceiling"]
-    results = []
-    for seed in range(seeds):
+    began, results = time.monotonic(), []
+    for seed in seeds:
         folder = out / f"seed_{seed}"
-        _make_data(folder, ndim, seed, cases or CASES[ndim])
-        results.append(_one_seed(folder, ndim, seed, steps or STEPS[ndim], arms))
-    setup = {"ndim": ndim, "seeds": list(range(seeds)), "steps": steps or STEPS[ndim]}
-    setup |= {"cases": list(cases or CASES[ndim]), "noise": NOISE | {"radius_mm": list(RADIUS_MM[ndim])}}
+        _make_data(folder, ndim, seed, cases)
+        results.append(_one_seed(folder, ndim, seed, steps, arms))
+    setup = {"ndim": ndim, "seeds": list(seeds), "steps": steps}
+    setup |= {"cases": list(cases), "noise": NOISE | {"radius_mm": list(RADIUS_MM[ndim])}}
     figures = figures_of(results, arms, setup) | {"seconds": round(time.monotonic() - began, 1)}
     write_demo_report(out / REPORT, results, arms, figures)
     figures["report"] = str(out / REPORT)
@@ -143,15 +167,28 @@ def demo(
     return figures
 
 
-def _claim(out: Path, overwrite: bool) -> None:
-    if out.exists() and any(out.iterdir()):
-        if not (out / FIGURES).exists():
-            raise UsageError("holds something that is no demonstration", out, "give a new folder")
-        if not overwrite:
-            raise UsageError("holds a demonstration already", out, "give another folder or --overwrite")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / FIGURES, json.dumps({"status": "running"}) + "\n")
+def _refuse(out: Path, overwrite: bool) -> None:
+    """Refuse to replace what is no demonstration, or a finished one; what a stopped one left may go."""
+    if not out.exists() or not any(path.name != lock.NAME for path in out.iterdir()):
+        return
+    if not (out / FIGURES).exists():
+        raise UsageError("holds something that is no demonstration", out, "give a new folder")
+    if not overwrite and not _unfinished(out / FIGURES):
+        raise UsageError("holds a demonstration already", out, "give another folder or --overwrite")
+
+
+def _unfinished(figures: Path) -> bool:
+    try:
+        return bool(json.loads(figures.read_text(encoding="utf-8")) == RUNNING)
+    except ValueError:
+        return False
+
+
+def _clear(out: Path) -> None:
+    write_text(out / FIGURES, json.dumps(RUNNING) + "\n")  # first: a stop while deleting leaves it unfinished
+    for path in out.iterdir():
+        if path.name not in (FIGURES, lock.NAME):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _make_data(folder: Path, ndim: int, seed: int, cases: tuple[int, int]) -> None:

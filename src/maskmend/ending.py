@@ -29,11 +29,12 @@ _SCARCE = {
 }  # fmt: skip
 
 
-def ended(command: Callable[[], int]) -> int:
+def ended(command: Callable[[], int], again: str = "the same command begins anew") -> int:
     """Run a command and return its exit code; whatever it raises becomes a message on stderr and a code.
 
     Args:
         command: returns its exit code, with SIGTERM treated as Ctrl-C.
+        again: what to do after a stop of which the command itself does not tell.
     """
     try:
         with _terminable():
@@ -46,7 +47,7 @@ def ended(command: Callable[[], int]) -> int:
     except UserError as error:
         return _told(error)
     except (KeyboardInterrupt, typer.Abort):
-        return _told(Interrupted("stopped", None, "the same command goes on (`train` with --resume)"))
+        return _told(Interrupted("stopped", None, again))
     except MemoryError as error:
         return _told(ResourceError(f"not enough memory {error}".strip(), None, _SMALLER))
     except Exception as error:

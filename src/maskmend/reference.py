@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
     from maskmend.methods.base import Method
 
+COLUMNS = ("name", "family", "networks", "cost", "needs", "what it does", "source")
+WIDE = 120
+"""Columns of a terminal from which on `COLUMNS` can be read."""
+NARROW = ("name", "cost", "needs", "what it does")
+"""What narrower ones show."""
+
 
 def method_facts(name: str, costs: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """One method as JSON-ready facts: what it is and needs, what it costs, settings with type and default.
@@ -55,20 +61,28 @@ def networks_held(method: type[Method]) -> int:
     return sum(isinstance(module, Probe) for module in built.modules())
 
 
-def methods_table(facts: Sequence[Mapping[str, Any]]) -> Table:
-    """The list that `maskmend methods` prints."""
+def methods_table(facts: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> Table:
+    """The list that `maskmend methods` prints.
+
+    Args:
+        facts: of each method.
+        columns: those shown.
+    """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "family", "networks", "cost", "needs", "what it does", "source"):
-        table.add_column(column, justify="right" if column in ("networks", "cost") else "left")
+    for column in columns:
+        right = column in ("networks", "cost")
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=right or column == "name", overflow="fold"
+        )
     for one in facts:
         cost = "" if one["cost"] is None else f"{one['cost']:.2f}"
-        needs = ", ".join(one["needs"])
-        table.add_row(
-            one["name"], one["family"], str(one["networks"]), cost, needs, one["summary"], one["source"]
-        )
+        cells = {"cost": cost, "needs": ", ".join(one["needs"]), "what it does": one["summary"]}
+        table.add_row(*(str({**one, **cells}[column]) for column in columns))
     table.caption = f"cost: of a step, relative to supervised ({facts[0]['cost_source']})"
+    if len(columns) < len(COLUMNS):
+        table.caption += "; the rest of each: maskmend methods NAME, or --json"
     table.caption_justify = "left"
     return table
 

@@ -20,12 +20,28 @@ _DRAWN_WIDER = 110 / 96  # PNGs have 110 dots per inch, a browser 96
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts; columns whose index is in `numeric` are aligned right."""
+    """Rows of texts.
+
+    Args:
+        columns: headings.
+        rows: cells.
+        numeric: indices of columns that are aligned right and not wrapped.
+        note: stands below.
+        whole: indices of columns that are not wrapped.
+        told: indices of columns of sentences, which keep a width at which these can be read.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: Sequence[int] = ()
     note: str = ""
+    whole: Sequence[int] = ()
+    told: Sequence[int] = ()
+
+    def kind(self, column: int) -> str:
+        """The column's CSS class; empty for most."""
+        kinds = {"number": self.numeric, "whole": self.whole, "told": self.told}
+        return next((kind for kind, members in kinds.items() if column in members), "")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
+from maskmend.audit import consensus
 from maskmend.audit.agreement import Outlines, cohen_kappa, compare_raters, fleiss_kappa, vote_of
 from maskmend.audit.consensus import rater_weights
 from maskmend.audit.raters import rater_agreement, write_consensus
@@ -231,8 +232,14 @@ def test_faults_are_told(tmp_path):
     with pytest.raises(UsageError, match="1 rater"):
         rater_agreement(found, raters=["a"])
     write_label(found.cases[0].raters["a"], np.ones((5, 5), np.uint8), Geometry((5, 5), (1.0, 1.0)))
-    with pytest.raises(DataError, match="shape"):
+    first, second = (found.cases[0].raters[name] for name in ("a", "b"))
+    with pytest.raises(DataError, match="shape") as caught:
         rater_agreement(found)
+    said = str(caught.value)
+    assert str(first) in said
+    assert str(second) in said
+    assert "export one of them again on the image's grid" in said
+    assert "--fix" not in said  # it leaves raters' masks of another shape as they are
     alone = data_set(tmp_path / "x", {"labels_a": {"p": ball((9, 9), 3)}, "labels_b": {"q": ball((9, 9), 3)}})
     with pytest.raises(UsageError, match="no case was drawn by two"):
         rater_agreement(alone)
@@ -341,8 +348,33 @@ def test_the_verb_writes_page_figures_and_consensus(tmp_path):
     page = (tmp_path / "out" / "raters.html").read_text("utf-8")
     assert "Cases to adjudicate first" in page
     assert page.count("<img") >= 3
+    # Places are not torn apart and reasons not squeezed, however narrow the window.
+    assert re.search(r'<td class="told">[^<]+</td><td class="whole">\d+, \d+</td></tr>', page)
+    assert re.search(r"\.whole {[^}]*white-space: nowrap", page)
+    assert re.search(r"\.told {[^}]*min-width", page)
     assert main(words) == 2  # it holds results already
     assert main([*words[:-1], "--overwrite"]) == 0
+
+
+def test_a_stopped_consensus_begins_anew(tmp_path, monkeypatch, capsys):
+    styles(tmp_path / "data")
+    words = ["raters", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--consensus", "majority"]
+    write, written = consensus.write_label, []
+
+    def stopped(path, *what):
+        write(path, *what)
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(consensus, "write_label", stopped)
+        assert main(words) == 130
+    said = capsys.readouterr().err
+    assert "the same command begins anew" in said
+    assert "goes on" not in said
+    assert main(words) == 0
+    assert len(list((tmp_path / "out" / "consensus").iterdir())) == 12
 
 
 def test_the_verb_tells_what_is_wrong(tmp_path, capsys):

@@ -12,9 +12,10 @@ import torch
 
 import maskmend
 from maskmend.appearance import Mender
-from maskmend.audit.mending import Outlined
+from maskmend.audit.mending import Mended, Outlined
 from maskmend.audit.outlines import ImageWitness
 from maskmend.cli import main
+from maskmend.data.case import Case
 from maskmend.data.images import read_label, write_label
 from maskmend.data.phantom import make_phantom
 
@@ -54,6 +55,10 @@ def test_flawed_masks_come_first(flawed: tuple[Path, set[str]], tmp_path: Path, 
     assert wins > 0.9
     python = maskmend.screen(folder)
     assert [one.case for one in python.cases] == [row["case"] for row in rows]
+    for name in ("--output", "--out"):
+        again = tmp_path / f"{name}.csv"
+        assert main(["screen", str(folder), name, str(again)]) == 0
+        assert again.read_bytes() == table.read_bytes()
 
 
 def test_the_terminal_says_what_came_out(flawed: tuple[Path, set[str]], capsys) -> None:
@@ -73,6 +78,28 @@ def test_too_few_masks(tmp_path: Path, capsys) -> None:
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * ((a > 0) & (b > 0)).sum() / max((a > 0).sum() + (b > 0).sum(), 1)
+
+
+def test_a_stopped_mending_begins_anew(
+    flawed: tuple[Path, set[str]], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    out = tmp_path / "mended"
+    words = ["screen", str(flawed[0]), "--mend", str(out), "--processes", "1"]
+    write, written = Mended.write, []
+
+    def stopped(self: Mended, case: Case, folder: Path) -> None:
+        write(self, case, folder)
+        written.append(case.id)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Mended, "write", stopped)
+        assert main(words) == 130
+    assert "the same command begins anew" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main(words) == 0
+    assert len(list(out.iterdir())) > 2
 
 
 def test_suspects_are_mended(flawed: tuple[Path, set[str]], tmp_path: Path, capsys) -> None:

@@ -7,10 +7,14 @@ import json
 
 import nibabel
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from maskmend.cli import main
+from maskmend.config import load
 from maskmend.data.check import check
+from maskmend.data.dataset import find_cases
 from maskmend.data.images import read_image, read_label
 
 DECLARED = "data.labels={background: 0, organ: 1}"
@@ -28,15 +32,47 @@ def test_row_17_value_outside_the_declared(flat, expect):
            case="c2", settings=[DECLARED])  # fmt: skip
 
 
+def _save_as_0_and_255(root):
+    for path in sorted((root / "labels").iterdir()):
+        Image.fromarray(_mask(root, path.name) * np.uint8(255)).save(path)
+
+
 def test_row_18_0_and_255(flat, expect):
-    for path in sorted((flat / "labels").iterdir()):
-        Image.fromarray(_mask(flat, path.name) * np.uint8(255)).save(path)
-    _, finding = expect(flat, 18, "0 and 255", "labels: {foreground: 255}")
+    _save_as_0_and_255(flat)
+    offered = '{"labels": {"foreground": 255}}'
+    _, finding = expect(flat, 18, "0 and 255", offered, "maskmend.json", "data.labels={foreground: 255}")
     assert "5 of 5" in finding.text
-    (flat / "maskmend.json").write_text(json.dumps({"labels": {"foreground": 255}}))
-    result = check(flat)
-    assert not result.findings
-    assert dict(result.dataset.labels) == {"background": 0, "foreground": 255}
+    said = check(flat, data=load(None, ["data.labels={foreground: 255}"]).data)
+    (flat / "maskmend.json").write_text(offered)
+    for result in (said, check(flat)):
+        assert not result.findings
+        assert dict(result.dataset.labels) == {"background": 0, "foreground": 255}
+
+
+@pytest.mark.parametrize("rate", ["0", "1"])
+def test_row_18_0_and_255_are_not_flawed_either(flat, tmp_path, capsys, rate):
+    """Refused whichever masks are drawn; the remedy is one that `corrupt`, which takes no settings, heeds."""
+    _save_as_0_and_255(flat)
+    words = ["corrupt", str(flat), "-o", str(tmp_path / "flawed"), "--rate", rate]
+    assert main(words) == 3
+    offered = '{"labels": {"foreground": 255}}'
+    said = capsys.readouterr().err
+    assert "5 of 5 labels hold the values 0 and 255" in said
+    assert f"maskmend.json what 255 means: {offered}" in said
+    assert not (tmp_path / "flawed").exists()
+    (flat / "maskmend.json").write_text(offered)
+    assert main(words) == 0
+    assert find_cases(tmp_path / "flawed").labels == {"background": 0, "foreground": 255}
+
+
+def test_row_19_is_not_flawed_either(flat, tmp_path, capsys):
+    soft = gaussian_filter(_mask(flat, "c2.png") * 255.0, 2).astype(np.uint8)
+    Image.fromarray(soft).save(flat / "labels" / "c2.png")
+    assert main(["corrupt", str(flat), "-o", str(tmp_path / "flawed"), "--rate", "0.2"]) == 3
+    said = capsys.readouterr().err
+    assert "c2.png" in said
+    assert "resized with interpolation?" in said
+    assert not (tmp_path / "flawed").exists()
 
 
 def test_row_18_255_beside_classes_is_not_guessed(flat, expect):

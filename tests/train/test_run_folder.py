@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import socket
 import subprocess
 import sys
@@ -250,8 +251,31 @@ def test_interrupted_run_has_no_model_yet(small_train: Train, tmp_path: Path, at
     import signal
 
     at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    out = tmp_path / "my run"
     with pytest.raises(Interrupted) as caught:
-        small_train(tmp_path / "run", "method.name=supervised")
+        small_train(out, "method.name=supervised")
     assert caught.value.exit_code == 130
-    with pytest.raises(UsageError, match="no model yet"):
-        Run.open(tmp_path / "run").method()
+    with pytest.raises(UsageError, match="no model yet") as refused:
+        Run.open(out).method()
+    for said in (str(caught.value), str(refused.value)):
+        command = said.splitlines()[-1].partition("maskmend train ... ")[2].rstrip("`")
+        assert shlex.split(command) == ["-o", str(out), "--resume"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_stopped_before_the_first_step(
+    small_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """The advice holds: there is nothing to resume before the run has its files."""
+
+    def stop(*arguments: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("maskmend.train.engine.launch" if begun else "maskmend.train.run.check", stop)
+        with pytest.raises(Interrupted) as caught:
+            small_train(out, "method.name=supervised")
+    assert ("--resume" in str(caught.value)) == begun
+    assert ("begins anew" in str(caught.value)) != begun
+    assert small_train(out, "method.name=supervised", resume=begun).method()

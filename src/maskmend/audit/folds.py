@@ -209,7 +209,10 @@ def _do(work: Sequence[Fold], workers: int, config: Config) -> None:
             if answer["status"] == "failed":
                 _raise(fold, answer)
             message(f"fold {fold.number + 1} is judged ({done} of {len(work)}), {answer['seconds']:.0f} s")
-    except KeyboardInterrupt:
+    except (
+        KeyboardInterrupt,
+        Interrupted,
+    ):  # in this process the fold's own, which tells how to go on with it alone
         raise Interrupted("stopped", None, "the same command goes on from there") from None
     finally:
         pool.close()

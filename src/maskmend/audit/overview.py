@@ -21,11 +21,11 @@ def worst_table(records: Sequence[Mapping[str, Any]], counted: bool = True, show
     )
     title = f"{len(records)} masks, {told}"
     table = Table(title=title, title_justify="left")
-    table.add_column("case")
+    table.add_column("case", overflow="fold")
     for name in ("flawed", "est. Dice", "90 % interval", "wrong voxels"):
-        table.add_column(name, justify="right")
-    table.add_column("kind of error")
-    table.add_column("where")
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("kind of error", overflow="fold")
+    table.add_column("where", overflow="fold")
     for record in records[:shown]:
         table.add_row(
             str(record["case"]),

@@ -138,7 +138,7 @@ def dispute_table(report: RaterReport, shown: int = SHOWN_CASES) -> Table:
         "clear, a consensus settles the matter; where it is close, only people can. In dispute: voxels on which not "
         "all agree."
     )
-    return Table(columns, rows, (1, 2, 3), note)
+    return Table(columns, rows, (1, 2, 3), note, whole=(5,), told=(4,))
 
 
 def _dispute_row(one: Dispute) -> list[str]:
@@ -255,7 +255,9 @@ def _rich(title: str, content: Table) -> Any:
         title=Text(title), title_justify="left", caption=Text(content.note), caption_justify="left"
     )
     for number, name in enumerate(content.columns):
-        table.add_column(Text(name), justify="right" if number in content.numeric else "left")
+        table.add_column(
+            Text(name), justify="right" if number in content.numeric else "left", overflow="fold"
+        )
     for row in content.rows:
         table.add_row(*map(Text, row))
     return table

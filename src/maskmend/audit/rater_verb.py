@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from maskmend.audit.consensus import RULES, consensus_facts, write_consensus
 from maskmend.audit.rater_page import write_page
 from maskmend.audit.raters import RaterReport, rater_agreement
 from maskmend.config import DataConfig
+from maskmend.data.atomic import atomic_folder
 from maskmend.data.dataset import find_cases
 from maskmend.errors import UsageError, unknown
 from maskmend.plain import plain
@@ -71,9 +73,12 @@ def compare(
     dataset = find_cases(source, need_labels=False, need_images=False, **options)
     report = rater_agreement(dataset, progress, raters=data.raters)
     facts = report.to_json()
-    if consensus is not None:
-        facts["consensus"] = _written(report, out / CONSENSUS, consensus)
-    page, _ = write_page(report, out)
+    # Beside its place until the end: what a stopped call leaves must not keep the same call from beginning anew.
+    masks = nullcontext() if consensus is None else atomic_folder(out / CONSENSUS, lambda: None)
+    with masks as folder:
+        if consensus is not None and folder is not None:
+            facts["consensus"] = {"folder": str(out / CONSENSUS)} | _written(report, folder, consensus)
+        page, _ = write_page(report, out)
     return Answer(report, page, plain(facts | {"report": str(page)}))
 
 
@@ -81,4 +86,4 @@ def _written(report: RaterReport, out: Path, rule: str) -> dict[str, Any]:
     weights = report.weights if rule == "weighted" else None
     names = [one.name for one in report.raters]
     files = write_consensus(report.dataset, out, rule, raters=names, weights=weights)
-    return {"folder": str(out), "masks": len(files)} | consensus_facts(rule, weights)
+    return {"masks": len(files)} | consensus_facts(rule, weights)

@@ -192,8 +192,10 @@ def read_masks(
     for name, path in paths.items():
         label, grid = read_label(path, spacing_mm=dataset.spacing_mm)
         if geometry is not None and label.shape != geometry.shape:
-            fact = f"has shape {label.shape}, another rater's mask of {case.id} {geometry.shape}"
-            raise DataError(fact, path, "bring them to one grid (`maskmend check --fix OUT`)")
+            fact = (
+                f"has shape {label.shape}, the mask {paths[next(iter(masks))]} of {case.id} {geometry.shape}"
+            )
+            raise DataError(fact, path, "export one of them again on the image's grid")
         geometry = geometry or grid
         masks[name] = _indices(label, dataset, path)
     assert geometry is not None

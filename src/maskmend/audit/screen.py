@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
@@ -17,6 +18,7 @@ from maskmend.audit.opening import open_masks
 from maskmend.audit.outlines import FOLLOWS, ImageWitness, look_at_outlines
 from maskmend.config import DataConfig
 from maskmend.convention import LEAST_CASES
+from maskmend.data.atomic import atomic_folder
 from maskmend.data.case import Case, Dataset
 from maskmend.fanout import most_processes, spread
 
@@ -152,18 +154,17 @@ def screen(
         over=over,
     ).witness()
     silent = tuple(case.id for case in cases if case.id not in witness.odds)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     doubted = [case for case in cases if witness.doubts(case.id)]
     bare = replace(dataset, cases=())
     mirrored, moved = {}, {}
-    work = partial(_mended, bare, witness, settings.max_voxels, folder)
-    for case, better in zip(doubted, over(work, doubted), strict=True):
-        if better is None:
-            continue
-        if better[0] > 0:
-            mirrored[case.id] = round(better[0], 4)
-        moved[case.id] = round(better[1], 3)
+    with nullcontext() if folder is None else atomic_folder(folder, partial(free_folder, folder)) as place:
+        work = partial(_mended, bare, witness, settings.max_voxels, place)
+        for case, better in zip(doubted, over(work, doubted), strict=True):
+            if better is None:
+                continue
+            if better[0] > 0:
+                mirrored[case.id] = round(better[0], 4)
+            moved[case.id] = round(better[1], 3)
     found = [
         Screened(
             case.id,

@@ -224,7 +224,9 @@ def _findings_table(findings: Sequence[Finding]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", "case", "what", "remedy", show_lines=False, expand=False)
+    table = Table(show_lines=False, expand=False)
+    for heading in ("", "case", "what", "remedy"):
+        table.add_column(heading, overflow="fold")  # a name that is cut off finds no file
     for _, members in _by_row(findings):
         for finding in members[:SHOWN]:
             mark = Text("error", "red") if finding.severity == "error" else Text("warning", "yellow")

@@ -66,14 +66,18 @@ def judge_undeclared(all_counts: Sequence[Mapping[int, int]], ignore: int | None
     files = sum(255 in counts for counts in all_counts)
     if set(values) <= {0, 255}:
         remedy = (
-            "say what 255 means: data.labels={background: 0, foreground: 255}, `labels: {foreground: 255}` "
+            'say in maskmend.json what 255 means: {"labels": {"foreground": 255}} or {"ignore": 255}; '
+            "most commands also take data.labels={foreground: 255} or data.ignore=255"
         )
-        remedy += "in a file; or data.ignore=255"
         text = f"{files} of {len(all_counts)} labels hold the values 0 and 255"
         return Finding(None, "error", 18, text, remedy)
     classes = {"background": 0, **{f"class_{value}": value for value in values if value > 0}}
     text = f"labels hold the values {', '.join(map(str, values[:_LISTED]))}; 255 may be a class or 'ignore'"
-    return Finding(None, "error", 18, text, f"say which: data.ignore=255, or data.labels={_pairs(classes)}")
+    remedy = (
+        'say which in maskmend.json: {"ignore": 255}, or all classes under "labels"; most commands also take '
+        f"data.ignore=255 or data.labels={_pairs(classes)}"
+    )
+    return Finding(None, "error", 18, text, remedy)
 
 
 def infer_classes(all_counts: Sequence[Mapping[int, int]], ignore: int | None) -> dict[str, int]:

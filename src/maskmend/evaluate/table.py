@@ -151,8 +151,7 @@ class Evaluation:
         from rich.text import Text
 
         table = Table(caption=Text(self._caption()), caption_justify="left", show_lines=True)
-        shown = [f"{name} {self.unit}" if key.endswith("_mm") else name for key, name in _SHOWN.items()]
-        for heading in ("class", *shown, "cases", "absent", "missed", "spurious"):
+        for heading in ("class", *map(self._shown, _SHOWN), "cases", "absent", "missed", "spurious"):
             table.add_column(heading, justify="left" if heading == "class" else "right")
         for label in dict.fromkeys(row.label for row in self.summary):
             rows = {row.metric: row for row in self.summary if row.label == label}
@@ -161,6 +160,32 @@ class Evaluation:
             cells = [_cell(rows.get(metric), metric) for metric in _SHOWN]
             table.add_row(Text(label), *cells, *map(str, counts))
         return table
+
+    def to_list(self) -> Table:
+        """The figures of `to_table` where that is too wide: a line per class and metric, the classes parted."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            box=None,
+            pad_edge=False,
+            collapse_padding=True,
+            caption=Text(self._caption()),
+            caption_justify="left",
+        )
+        table.add_column("class", overflow="fold")
+        table.add_column("metric", overflow="fold")
+        for heading in ("mean", "95 % interval", "cases", "absent", "missed", "spurious"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self.summary:
+            if row.metric in _SHOWN:
+                mean, _, interval = _cell(row, row.metric).partition("\n")
+                counts = (row.n, row.n_empty, row.missed, row.spurious)
+                table.add_row(Text(row.label), self._shown(row.metric), mean, interval, *map(str, counts))
+        return table
+
+    def _shown(self, metric: str) -> str:
+        return f"{_SHOWN[metric]} {self.unit}" if metric.endswith("_mm") else _SHOWN[metric]
 
     def _caption(self) -> str:
         parts = [f"mean, 95 % bootstrap interval; surface Dice at {self.tolerance_mm:g} {self.unit}"]
@@ -368,5 +393,7 @@ def _cell(row: Summary | None, metric: str) -> str:
     if row is None or not row.n:
         return "-"
     style = "+.1%" if metric == "volume_difference_relative" else ".2f" if metric.endswith("_mm") else ".3f"
-    interval = f"\n{row.low:{style}} to {row.high:{style}}" if math.isfinite(row.low) else ""
-    return f"{row.mean:{style}}{interval}"
+    if not math.isfinite(row.low):
+        return f"{row.mean:{style}}"
+    low = f"{row.low:{style}}".removesuffix("%")  # once is enough, and 80 columns are few
+    return f"{row.mean:{style}}\n{low} to {row.high:{style}}"

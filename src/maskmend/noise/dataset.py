@@ -14,7 +14,7 @@ import numpy as np
 
 from maskmend.data.atomic import atomic_folder, write_text
 from maskmend.data.case import Case, Dataset, Geometry
-from maskmend.data.dataset import find_cases
+from maskmend.data.dataset import find_cases, infer_labels
 from maskmend.data.formats import suffix_of
 from maskmend.data.images import read_case, read_label, write_label
 from maskmend.errors import DataError, UsageError, unknown
@@ -64,8 +64,9 @@ def corrupt_dataset(
         The folder.
 
     Raises:
-        UsageError: `out` holds something, a setting is out of range, or the target Dice is out of reach
-            (nothing is written then). DataError: a label cannot be read.
+        UsageError: `out` holds something, a setting is out of range, or the target Dice is out of reach.
+        DataError: a label cannot be read, or holds values that cannot be taken for classes without asking.
+        Nothing is written then.
     """
     found, out = dataset if isinstance(dataset, Dataset) else find_cases(dataset), Path(out)
     values = None if classes is None else [class_value(name, found) for name in classes]
@@ -75,6 +76,9 @@ def corrupt_dataset(
     recipe = Recipe(make_noise(kind, radius_mm), rate, seed, classes=values, ignore=ignore, **how)
     chosen = set(choose_cases((case.id for case in found.train if _may_change(case)), rate, seed))
     _claim(found, out, overwrite)
+    infer_labels(
+        found
+    )  # values that may mean anything are refused; what they mean is not written into the copy
     _tell_left_out(found)
     cases = [case for case in found.cases if case.id in chosen]
     flawed, reached = _flawed(cases, found, recipe)

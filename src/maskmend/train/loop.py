@@ -28,6 +28,7 @@ from maskmend.train import checkpoint, engine
 from maskmend.train.memory import Memory
 from maskmend.train.metrics_file import MetricsFile
 from maskmend.train.revision import revise_all
+from maskmend.train.run_folder import resume_command
 from maskmend.train.stream import Drawn, Stream, WorkerLost, loaded
 from maskmend.train.validation import Validation
 
@@ -172,10 +173,8 @@ class _Training:
         if (checkpoint_due or stop) and not last:
             self._save()
         if stop:
-            remedy = f"maskmend train ... -o {self.job.folder} --resume"
-            raise Interrupted(
-                f"stopped after step {self.step} of {self.train.steps}; the state is saved", None, remedy
-            )
+            fact = f"stopped after step {self.step} of {self.train.steps}; the state is saved"
+            raise Interrupted(fact, None, resume_command(self.job.folder))
         if (
             (self.step % self.train.picture_every == 0 or last)
             and self.job.picture

@@ -29,7 +29,7 @@ from maskmend.data.fingerprint import Fingerprint, fingerprint
 from maskmend.data.owner import sweep
 from maskmend.data.plan import Plan, make_plan
 from maskmend.data.raters import Raters
-from maskmend.errors import UsageError, shown
+from maskmend.errors import Interrupted, UsageError, shown
 from maskmend.methods.base import Method
 from maskmend.progress import message, track
 from maskmend.train import checkpoint, engine, lock
@@ -44,6 +44,7 @@ from maskmend.train.run_folder import (
     Run,
     build_method,
     method_settings,
+    resume_command,
     stored,
 )
 
@@ -93,7 +94,11 @@ def train(
     _claim(out, resume, overwrite)
     with lock.locked(out):
         sweep(out, out / "pictures")
-        return _train_locked(dataset, out, config, resume, list(command or sys.argv), watch, planned)
+        try:
+            return _train_locked(dataset, out, config, resume, list(command or sys.argv), watch, planned)
+        except KeyboardInterrupt:  # before the loop, which saves its state
+            remedy = resume_command(out) if (out / FACTS).exists() else "the same command begins anew"
+            raise Interrupted("stopped", out, remedy) from None
 
 
 def _train_locked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,11 @@ MODEL, PLAN, CONFIG, FACTS, FINGERPRINT = (
     "fingerprint.json",
 )
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def resume_command(folder: Path) -> str:
+    """The command that continues a run; "..." stands for its data set."""
+    return f"maskmend train ... -o {shlex.quote(str(folder))} --resume"
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Run:
             raise UsageError(fact, self.folder / CONFIG, "where you know that code, add --trust-code")
         if not path.is_file():
             raise UsageError(
-                "holds no model yet", self.folder, "finish it with `maskmend train ... --resume`"
+                "holds no model yet", self.folder, f"finish it with `{resume_command(self.folder)}`"
             )
         try:
             weights = load_file(path)
