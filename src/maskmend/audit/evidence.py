@@ -28,6 +28,7 @@ SURPRISES = ("surprise", "contradiction", "contradiction by volume", "outline su
 """Figures that an error can only raise."""
 
 _FAINT = 0.02
+_NEAR = 4  # voxels around what is drawn or seen
 _UPPER = {ndim: np.triu_indices(ndim) for ndim in (2, 3)}
 
 
@@ -180,7 +181,7 @@ def _measured(look: Look) -> _Soft:
     probs, ndim, spacing = look.probs, look.label.ndim, look.spacing_mm
     likely = 1 - probs[0]
     parts = _soft_parts(look, likely)
-    expected = _entropy(probs, likely)
+    expected = _entropy(look, likely)
     voxel, one, flat = prod(spacing), 1 / look.each, (ndim - 1) / ndim
     decided = likely > 0.5
     rough = outline(decided, spacing) / ((np.count_nonzero(decided) + one) * voxel) ** flat
@@ -198,12 +199,17 @@ def _in_voxels(outline_mm: float, look: Look) -> float:
     return outline_mm / (prod(look.spacing_mm) / look.each) ** flat / look.each
 
 
-def _entropy(probs: np.ndarray, likely: np.ndarray) -> float:
-    """Summed over voxels. Those at the least probability that is believed say nothing: however many lie around."""
-    least = LEAST * (len(probs) - 1)
-    unsure = np.flatnonzero(likely > 2 * least)
-    some = np.take(probs.reshape(len(probs), -1), unsure, axis=1)
-    return -float(np.vdot(some, np.log(some)))
+def _entropy(look: Look, likely: np.ndarray) -> float:
+    """Summed over voxels. Those at the least probability that is believed are all alike, and only those near what is
+    drawn or seen count: how far a glimpse of something makes the box reach says nothing.
+    """
+    probs, least = look.probs, LEAST * (look.classes - 1)
+    unsure = likely > 2 * least
+    margin = round(_NEAR / look.each ** (1 / likely.ndim))
+    near = unsure[bounding_box((likely > 0.5) | (look.label > 0), margin)]
+    some = np.take(probs.reshape(len(probs), -1), np.flatnonzero(unsure), axis=1)
+    floor = -least * np.log(LEAST) - (1 - least) * np.log(1 - least)
+    return (near.size - np.count_nonzero(near)) * float(floor) - float(np.vdot(some, np.log(some)))
 
 
 def _soft_parts(look: Look, likely: np.ndarray) -> _Parts:
