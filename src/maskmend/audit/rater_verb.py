@@ -15,6 +15,7 @@ from maskmend.config import DataConfig
 from maskmend.data.dataset import find_cases
 from maskmend.errors import UsageError, unknown
 from maskmend.plain import plain
+from maskmend.progress import message
 
 CONSENSUS = "consensus"
 _OURS = ("raters.html", "raters.json", CONSENSUS)
@@ -70,6 +71,8 @@ def compare(
     options = {key: getattr(data, key) for key in keys if getattr(data, key) is not None}
     dataset = find_cases(source, need_labels=False, need_images=False, **options)
     report = rater_agreement(dataset, progress, raters=data.raters)
+    for warning in report.warnings:
+        message(f"warning: {warning}")
     facts = report.to_json()
     if consensus is not None:
         facts["consensus"] = _written(report, out / CONSENSUS, consensus)
