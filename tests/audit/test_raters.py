@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shlex
@@ -14,11 +15,14 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 from sklearn.metrics import cohen_kappa_score
+from tests.audit.conftest import decathlon
 from typer.testing import CliRunner
 
 from maskmend.audit.agreement import Outlines, cohen_kappa, compare_raters, fleiss_kappa, vote_of
 from maskmend.audit.consensus import rater_weights
+from maskmend.audit.rater_page import dispute_pictures
 from maskmend.audit.raters import rater_agreement, write_consensus
 from maskmend.cli import app, main
 from maskmend.data.case import Dataset, Geometry
@@ -352,6 +356,14 @@ def test_a_class_that_one_rater_never_draws_is_no_other_value(tmp_path):
     few = (mask > 0).astype(np.uint8)
     found = data_set(tmp_path, {"labels_a": {"p": mask}, "labels_b": {"p": few}})
     assert rater_agreement(found).warnings == []
+
+
+def test_pictures_of_disputes_show_images_of_several_channels_in_one_file(tmp_path):
+    """A tile holds the greys of a noisy image, not the one grey of a case without an image."""
+    report = rater_agreement(decathlon(tmp_path, raters=["a", "b"]))
+    (picture,) = dispute_pictures(report)
+    tile = np.asarray(Image.open(io.BytesIO(picture.png)).convert("L"))[20:200, 20:200]
+    assert np.bincount(tile.ravel()).max() < 0.3 * tile.size
 
 
 # ---- consensus ------------------------------------------------------------------------------------------------------
