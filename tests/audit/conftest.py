@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from maskmend.audit.look import Look, look_at
+from maskmend.data.case import Dataset
+from maskmend.data.dataset import find_cases
 
 
 @dataclass
@@ -32,6 +38,37 @@ class World:
 
     def looks(self, ids: Sequence[str]) -> Iterator[Look]:
         return (self.look(case) for case in ids)
+
+
+def decathlon(root: Path, *, raters: Sequence[str] = ()) -> Dataset:
+    """One case of (z, y, x) = 8 x 10 x 12 voxels whose two modalities lie in one file of four axes."""
+    rng, mask = np.random.default_rng(0), np.zeros((12, 10, 8), np.uint8)
+    mask[3:8, 3:7, 2:6] = 1
+    affine = np.diag([1.0, 1.5, 2.0, 1.0])
+    folders = ["imagesTr", "labelsTr"]
+    if raters:  # of two folders: the Decathlon knows no raters
+        folders = ["images", "labels", *(f"labels_{name}" for name in raters)]
+        (root / "maskmend.json").write_text('{"channels": ["T1", "T2"]}')
+    else:
+        told = {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "organ"}, "numTraining": 1,
+                "training": [{"image": "./imagesTr/p.nii.gz", "label": "./labelsTr/p.nii.gz"}], "test": []}  # fmt: skip
+        (root / "dataset.json").write_text(json.dumps(told))
+    for i, folder in enumerate(folders):
+        (root / folder).mkdir()
+        array = rng.normal(100, 20, (*mask.shape, 2)).astype(np.float32) if i == 0 else np.roll(mask, i, 0)
+        nibabel.save(nibabel.Nifti1Image(array, affine), root / folder / "p.nii.gz")
+    return find_cases(root)
+
+
+def without_affine(path: Path) -> None:
+    """Empty the header of a NIfTI file of its geometry, as some exports do."""
+    image = nibabel.load(path)
+    for name in ("srow_x", "srow_y", "srow_z"):
+        image.header[name] = 0
+    image.header["sform_code"], image.header["vox_offset"] = 1, 352
+    path.write_bytes(
+        gzip.compress(image.header.binaryblock + bytes(4) + np.asarray(image.dataobj).tobytes(order="F"))
+    )
 
 
 def noise_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> np.ndarray:

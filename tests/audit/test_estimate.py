@@ -15,7 +15,7 @@ from tests.audit.conftest import dice
 from maskmend.audit import estimate
 from maskmend.audit.estimate import mean_dice, priority
 from maskmend.audit.injection import _patches
-from maskmend.audit.selfcheck import SelfCheck
+from maskmend.audit.selfcheck import Answer, SelfCheck
 from maskmend.audit.suggest import suggest
 
 
@@ -291,6 +291,19 @@ def test_the_exam_agrees_with_what_is_true(known: Any) -> None:
         assert 0 <= low <= high <= 1
         hits.append(low - 0.02 <= dice(world.given[case], world.truth[case]) <= high + 0.02)
     assert np.mean(hits) > 0.75
+
+
+def test_equal_odds_count_one_half_in_the_exam() -> None:
+    """The figure is scikit-learn's, whether odds are tied or not."""
+    rng = np.random.default_rng(0)
+    for odds in (rng.integers(-2, 3, 60).astype(float), np.zeros(60), rng.normal(size=60)):
+        truth = rng.random(60) < 0.4
+        answers = tuple(
+            Answer(0.5, rng.random(), one, "mixed", "mixed" if wrong else "sound", 0.9, 1.0, 1)
+            for one, wrong in zip(odds.tolist(), truth, strict=True)
+        )
+        found = SelfCheck(answers, 0.5).facts()["auroc"]
+        assert found == pytest.approx(roc_auc_score(truth, odds), abs=6e-5)
 
 
 def test_memory_does_not_grow_with_the_cases(

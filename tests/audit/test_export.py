@@ -10,7 +10,10 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 from urllib.parse import unquote
 
 import nibabel
@@ -18,6 +21,7 @@ import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 from PIL import Image, ImageDraw
+from tests.audit.conftest import decathlon, without_affine
 
 from maskmend.audit.cvat import _voc_colour
 from maskmend.audit.export import write_exports
@@ -138,15 +142,21 @@ def test_the_python_in_the_commands_names_the_files(tmp_path):
     assert jump[:3] == pytest.approx(tuple(expected))  # type: ignore[index]
 
 
-def test_napari_commands_load_what_they_say(tmp_path, monkeypatch):
+def opened_by_napari(root: Path, told: CaseRecord, files: CaseFiles) -> tuple[list[list[Any]], list[int]]:
+    """What the window was given, and where it stands: the printed line runs, up to the window."""
+    (root / "napari.py").write_text(NAPARI)
+    command = next(one for one in open_commands(told, files) if one.tool == "napari")
+    words = [sys.executable, *command.words[1:]]
+    answer = subprocess.run(words, capture_output=True, check=True, cwd=root, text=True)
+    seen, step = json.loads(answer.stdout)
+    return seen, step
+
+
+def test_napari_commands_load_what_they_say(tmp_path):
     """The line runs with the real readers and a stand-in for the window."""
     case = flat_case(tmp_path, AWKWARD.replace('"', ""))
     files = CaseFiles(case.images, case.label, case.label, case.images[0])
-    (tmp_path / "napari.py").write_text(NAPARI)
-    command = next(one for one in open_commands(record("c"), files) if one.tool == "napari")
-    words = [sys.executable, *command.words[1:]]
-    answer = subprocess.run(words, capture_output=True, check=True, cwd=tmp_path, text=True)
-    seen, step = json.loads(answer.stdout)
+    seen, step = opened_by_napari(tmp_path, record("c"), files)
     assert [one[:2] for one in seen] == [
         ["image", [1, 24, 30]],
         ["image", [24, 30]],
@@ -155,6 +165,49 @@ def test_napari_commands_load_what_they_say(tmp_path, monkeypatch):
     ]
     assert seen[2][2]["name"] == "given"
     assert step == [8, 11]
+
+
+def test_commands_for_files_of_four_axes(tmp_path):
+    found = decathlon(tmp_path)
+    told = record("p", shape=(8, 10, 12))
+    files = case_files(told, tmp_path / "audit", found, by_id(found))
+    seen, step = opened_by_napari(tmp_path, told, files)
+    assert [one[:2] for one in seen] == [["image", [2, 8, 10, 12]], ["labels", 1]]
+    assert step == list(told.worst or ())
+    z, y, x = told.worst or ()
+    assert place_mm(told, files) == (x * 1.0, y * 1.5, z * 2.0)
+
+
+def test_where_the_spacing_is_overridden_only_napari_knows_it(tmp_path):
+    files = replace(volume_files(tmp_path), spacing_mm=(2.0, 1.0, 1.0))
+    told = record("c", shape=(6, 7, 8))
+    assert [one.tool for one in open_commands(told, files)] == [
+        "ITK-SNAP",
+        "3D Slicer",
+        "napari",
+    ]  # as in the files
+    other = replace(files, spacing_mm=(5.0, 1.0, 1.0))
+    assert [one.tool for one in open_commands(told, other)] == ["napari"]
+    for path in files.all[:3]:
+        without_affine(path)
+    assert [one.tool for one in open_commands(told, files)] == ["napari"]
+    assert opened_by_napari(tmp_path, told, files)[0][0][:2] == ["image", [1, 6, 7, 8]]
+
+
+def test_slicer_lays_the_noise_map_over_the_image(tmp_path):
+    files = volume_files(tmp_path)
+    code = next(
+        one.words[-1] for one in open_commands(record("c", shape=(6, 7, 8)), files) if one.tool == "3D Slicer"
+    )
+    slicer = mock.MagicMock()
+    slicer.util.loadVolume.side_effect = lambda path, properties=None: mock.MagicMock(
+        path=path, properties=properties
+    )
+    exec(code, {"slicer": slicer})
+    (call,) = slicer.util.setSliceViewerLayers.call_args_list
+    assert call.kwargs["foreground"].path == str(files.noise_map)
+    assert call.kwargs["foreground"].properties == {"show": False}  # it must not take the image's place
+    assert 0 < call.kwargs["foregroundOpacity"] < 1
 
 
 def test_windows_quoting_is_that_of_its_own_parser(tmp_path):
@@ -175,7 +228,7 @@ def test_pictures_are_not_for_itk_snap(tmp_path):
 def test_the_record_wins_over_the_data_set(tmp_path):
     found = flat_set(tmp_path, 1)
     told = record("p 0 ü", label="mine/p.png", suggested="suggested/p.png")
-    files = case_files(told, tmp_path / "audit", by_id(found))
+    files = case_files(told, tmp_path / "audit", found, by_id(found))
     assert files.images == found.cases[0].images
     assert files.given == tmp_path / "audit" / "mine" / "p.png"
     assert files.suggested == tmp_path / "audit" / "suggested" / "p.png"

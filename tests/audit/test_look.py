@@ -115,3 +115,19 @@ def test_cases_that_were_fitted_to_are_judged_like_others() -> None:
         one.wrong > 0 and one.wrong % 64 == 0 for one in wrong
     )  # an exam on thinned looks, in voxels of the image
     assert sum(one.noise for one in wrong) == pytest.approx(sum(one.wrong for one in wrong), rel=0.5)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("slices", [2, 3, 7, 12])
+def test_few_slices_are_not_lost(slices: int, axis: int) -> None:
+    """A plate in every slice of a short stack, thin slices or thick ones, is still there with about its volume."""
+    label = np.zeros((slices, 900, 900), np.uint8)
+    label[:, 100:-100, 100:-100] = 1
+    spacing = (5.0, 0.5, 0.5)
+    label, spacing = np.moveaxis(label, 0, axis), tuple(np.roll(spacing, axis).tolist())
+    likely = 0.98 * label + 0.01
+    look = look_at("plate", np.stack([1 - likely, likely]), label, spacing)
+    thin = look.thinned()
+    assert thin.each > 1
+    assert thin.each * int(thin.label.sum()) == pytest.approx(int(label.sum()), rel=0.1)
+    assert np.isfinite(gather(thin).surprises).all()

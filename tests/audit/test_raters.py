@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 from sklearn.metrics import cohen_kappa_score
+from tests.audit.conftest import decathlon
 from typer.testing import CliRunner
 
 from maskmend.audit import consensus
 from maskmend.audit.agreement import Outlines, cohen_kappa, compare_raters, fleiss_kappa, vote_of
 from maskmend.audit.consensus import rater_weights
+from maskmend.audit.rater_page import dispute_pictures
 from maskmend.audit.raters import rater_agreement, write_consensus
 from maskmend.cli import app, main
 from maskmend.data.case import Dataset, Geometry
@@ -255,6 +262,115 @@ def test_faults_are_told(tmp_path):
     )
     with pytest.raises(DataError, match="255"):
         rater_agreement(grey)
+
+
+def in_space(
+    root: Path, name: str, mask: np.ndarray, *, turned: bool = False, shifted_mm: float = 0.0
+) -> None:
+    """A NIfTI file by nibabel; turned: the same anatomy, saved with the two other directions first."""
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[:3, 3] = (-20 + shifted_mm, 5, 7)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(mask.T), affine)
+    if turned:
+        ras, lps = (nibabel.orientations.axcodes2ornt(codes) for codes in ("RAS", "LPS"))
+        image = image.as_reoriented(nibabel.orientations.ornt_transform(ras, lps))
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, root / name)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_masks_that_lie_elsewhere_are_refused_and_the_remedy_mends_them(tmp_path, capsys, with_images):
+    """Two raters who drew the same, one of whom saved it as LPS: by index the masks hardly meet."""
+    root, mask = tmp_path / "data", np.zeros((12, 20, 20), np.uint8)
+    mask[3:7, 3:9, 4:10] = 1
+    for case in ("p", "q"):
+        in_space(root, f"labels_a/{case}.nii.gz", mask)
+        in_space(root, f"labels_b/{case}.nii.gz", mask, turned=case == "q")
+        in_space(root, f"labels_c/{case}_more.nii.gz", mask)  # of cases that a did not draw
+        in_space(root, f"labels_b/{case}_more.nii.gz", mask)
+        if with_images:
+            shades = np.random.default_rng(0).integers(0, 99, mask.shape).astype(np.uint8)
+            in_space(root, f"images/{case}.nii.gz", shades)
+            in_space(root, f"images/{case}_more.nii.gz", shades)
+    assert main(["raters", str(root), "-o", str(tmp_path / "out")]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{np.hypot(19, 19):.3g} mm" in said
+    if with_images:
+        told = re.search(r"`maskmend (check DATASET --fix OUT .*?)`", said)  # there is no labels/
+        assert told is not None
+        words = shlex.split(told[1].replace("DATASET", str(root)).replace("OUT", str(tmp_path / "mended")))
+        assert main(words) == 3  # it tells the fault, and mends it in the copy
+        capsys.readouterr()
+    else:
+        assert "--fix" not in said
+        assert "labels_a" in said
+        shutil.copytree(root, tmp_path / "mended")
+        files = [str(tmp_path / "mended" / f"labels_{name}" / "q.nii.gz") for name in "ab"]
+        first, second = map(sitk.ReadImage, files)
+        sitk.WriteImage(sitk.Resample(second, first, sitk.Transform(), sitk.sitkNearestNeighbor), files[1])
+    assert main(["raters", str(tmp_path / "mended"), "-o", str(tmp_path / "out"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["cases"] == 4
+    assert answer["dice"]["estimate"] == 1
+
+
+@pytest.mark.parametrize(("shifted_mm", "refused"), [(0.05, False), (3.0, True)])
+def test_rounding_in_headers_is_no_other_place(tmp_path, shifted_mm, refused):
+    mask = ball((8, 16, 16), 4)
+    in_space(tmp_path, "labels_a/p.nii.gz", mask)
+    in_space(tmp_path, "labels_b/p.nii.gz", mask, shifted_mm=shifted_mm)
+    found = find_cases(tmp_path, need_images=False, need_labels=False)
+    if refused:
+        with pytest.raises(DataError, match="3 mm"):
+            rater_agreement(found)
+        with pytest.raises(DataError, match="3 mm"):
+            write_consensus(replace(found, labels={"background": 0, "organ": 1}), tmp_path / "out")
+    else:
+        assert rater_agreement(found).dice.estimate == 1
+    assert (
+        rater_agreement(replace(found, spacing_mm=(1.0, 1.0, 1.0))).dice.estimate == 1
+    )  # headers do not count
+
+
+def test_raters_who_use_different_values_are_told(tmp_path, capsys):
+    """The same two objects, as 1 and 2 by one rater and as 3 and 7 by the other."""
+    mask = ball((30, 30), 9) + ball((30, 30), 4)
+    other = np.array([0, 3, 7], np.uint8)[mask]
+    data_set(
+        tmp_path / "data", {"labels_anna": {"p": mask, "q": mask}, "labels_ben": {"p": other, "q": other}}
+    )
+    assert main(["raters", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--json"]) == 0
+    answer = capsys.readouterr()
+    (told,) = json.loads(answer.out)["warnings"]
+    for text in (told, " ".join(answer.err.split()), (tmp_path / "out" / "raters.html").read_text("utf-8")):
+        for phrase in (
+            "different values",
+            "class_1, class_2",
+            "class_3, class_7",
+            "anna",
+            "ben",
+            "data.labels=",
+        ):
+            assert phrase in text
+    data_set(
+        tmp_path / "same", {"labels_a": {"p": mask, "q": mask // 2}, "labels_b": {"p": mask, "q": mask // 2}}
+    )
+    assert rater_agreement(find_cases(tmp_path / "same", need_images=False, need_labels=False)).warnings == []
+
+
+def test_a_class_that_one_rater_never_draws_is_no_other_value(tmp_path):
+    mask = ball((30, 30), 9) + ball((30, 30), 4)
+    few = (mask > 0).astype(np.uint8)
+    found = data_set(tmp_path, {"labels_a": {"p": mask}, "labels_b": {"p": few}})
+    assert rater_agreement(found).warnings == []
+
+
+def test_pictures_of_disputes_show_images_of_several_channels_in_one_file(tmp_path):
+    """A tile holds the greys of a noisy image, not the one grey of a case without an image."""
+    report = rater_agreement(decathlon(tmp_path, raters=["a", "b"]))
+    (picture,) = dispute_pictures(report)
+    tile = np.asarray(Image.open(io.BytesIO(picture.png)).convert("L"))[20:200, 20:200]
+    assert np.bincount(tile.ravel()).max() < 0.3 * tile.size
 
 
 # ---- consensus ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.audit.conftest import decathlon, without_affine
 
 from maskmend.audit import figures, thumbs
 from maskmend.audit.files import by_id, case_files
@@ -185,7 +186,8 @@ def test_a_map_of_hardly_any_noise_is_not_drawn_as_the_worst(tmp_path, level, br
     noise = np.full((1, 24, 30), level, np.uint8)
     write_image(tmp_path / "noise" / "p1.png", noise, Geometry((24, 30), (1.0, 1.0)))
     told = record("p1", noise_map="noise/p1.png")
-    files = case_files(told, tmp_path, by_id(dataset(tmp_path, case)))
+    found = dataset(tmp_path, case)
+    files = case_files(told, tmp_path, found, by_id(found))
     one = thumbs.draw_case(told, files, tmp_path, LABELS, 60_000)
     assert one.path is not None
     pixels = np.asarray(Image.open(one.path)).astype(int)
@@ -222,10 +224,37 @@ def test_a_case_whose_files_are_gone_has_no_picture_and_no_harm(tmp_path):
     assert "shape (9, 9)" in rows["p4"]["problem"]
 
 
+def test_files_of_four_axes_have_pictures(tmp_path):
+    found = decathlon(tmp_path)
+    told = record("p", worst=(4, 5, 6), shape=(8, 10, 12), spacing_mm=(2.0, 1.5, 1.0))
+    (row,) = Page(write_audit_report(tmp_path / "out", found, [told], {}).read_text("utf-8")).data["records"]
+    assert row["problem"] == ""
+    data = base64.b64decode(row["picture"].removeprefix("data:image/jpeg;base64,"))
+    assert np.asarray(Image.open(io.BytesIO(data))).std() > 10
+
+
+def test_files_without_an_affine_have_pictures_where_their_spacing_is_given(tmp_path):
+    case = disk_case(tmp_path, "p", (8, 10, 12))
+    for path in (*case.images, case.label):
+        without_affine(path)
+    found = dataset(tmp_path, case)
+    told = record("p", worst=(4, 5, 6), shape=(8, 10, 12), spacing_mm=(2.0, 1.5, 1.0))
+    problems, pictures = [], []
+    for spacing_mm in (None, (2.0, 1.5, 1.0), (2.0, 1.5, 3.0)):
+        page = write_audit_report(tmp_path / "out", replace(found, spacing_mm=spacing_mm), [told], {})
+        (row,) = Page(page.read_text("utf-8")).data["records"]
+        problems.append(row["problem"])
+        pictures.append(row["picture"])
+    assert "zero" in problems[0]  # the fault that the override is for
+    assert problems[1:] == ["", ""]
+    assert pictures[1]
+
+
 def test_two_thousand_cases_stay_below_sixty_megabytes(tmp_path):
     """Pictures of 3-D noise, the hardest to compress: 40 of them say what 2,000 take."""
     case = disk_case(tmp_path, "p1", (40, 44, 42))
-    files = case_files(record("p1"), tmp_path, by_id(dataset(tmp_path, case)))
+    found = dataset(tmp_path, case)
+    files = case_files(record("p1"), tmp_path, found, by_id(found))
     told = record("p1", worst=(20, 20, 20), shape=(40, 44, 42), spacing_mm=(1.0,) * 3)
     most = thumbs.bytes_per_picture(2000)
     one = thumbs.draw_case(told, files, tmp_path, LABELS, most)

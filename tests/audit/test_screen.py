@@ -15,8 +15,8 @@ from maskmend.appearance import Mender
 from maskmend.audit.mending import Mended, Outlined
 from maskmend.audit.outlines import ImageWitness
 from maskmend.cli import main
-from maskmend.data.case import Case
-from maskmend.data.images import read_label, write_label
+from maskmend.data.case import Case, Geometry
+from maskmend.data.images import read_label, write_image, write_label
 from maskmend.data.phantom import make_phantom
 
 
@@ -74,6 +74,23 @@ def test_too_few_masks(tmp_path: Path, capsys) -> None:
     make_phantom(tmp_path / "few", train=12, test=0, shape=(32, 32))
     assert main(["screen", str(tmp_path / "few")]) == 3
     assert "fewer than 20" in capsys.readouterr().err
+
+
+def test_more_classes_than_a_byte_tells_apart(tmp_path: Path, capsys) -> None:
+    folder, mask = tmp_path / "many", np.arange(400).reshape(20, 20) % 300
+    for number in range(20):
+        shades = np.random.default_rng(number).integers(0, 255, (1, 20, 20)).astype(np.uint8)
+        write_image(folder / "images" / f"p{number}.png", shades, Geometry((20, 20), (1.0, 1.0)))
+        write_label(folder / "labels" / f"p{number}.png", mask, Geometry((20, 20), (1.0, 1.0)))
+    classes = {"background": 0, **{f"part {value}": value for value in range(1, 300)}}
+    (folder / "maskmend.json").write_text(json.dumps({"labels": classes}))
+    for words in (["screen", str(folder)], ["audit", str(folder), "-o", str(tmp_path / "out")]):
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "300 classes" in said
+        assert "254" in said
+        assert "merge classes" in said
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:

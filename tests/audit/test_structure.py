@@ -266,3 +266,39 @@ def test_the_centre_lies_on_the_part_it_is_about():
     ring[2, 2:5] = 1
     centre = checks(ring)["extra part"].centre
     assert ring[centre] == 1
+
+
+def ended_organ() -> np.ndarray:
+    """A rod along the first axis that ends at slice 19 of 40 with all of its area."""
+    label = np.zeros((40, 44, 42), np.int32)
+    label[6:20] = ball(44, 42, radius=12)
+    return label
+
+
+def test_what_is_not_annotated_is_no_foreground():
+    """255 is no class: in air not outside the body, beside an organ neither an end of it nor a bridge to parts."""
+    image = np.random.default_rng(0).normal(0, 1, (40, 44, 42)) + 100 * ball(40, 44, 42, radius=16)
+    strip = ball(40, 44, 42, radius=14)
+    strip[4:12, 4:12, :3] = 255
+    assert "outside the body" not in checks(strip, image=image)
+    assert "outside the body" in checks(np.where(strip == 255, 1, strip), image=image)
+
+    block = ball(40, 44, 42, radius=10)
+    assert "blunt end" not in checks(block)
+    block[10:30, 2:7, 10:30] = 255  # a box has blunt ends
+    assert "blunt end" not in checks(block)
+
+    parts = ball(40, 44, 42, radius=8)
+    parts[16:22, 32:36, 18:22] = 1
+    assert "extra part" in checks(parts)
+    parts[16:22, 36:39, 18:22] = 255
+    assert "extra part" in checks(parts)
+
+
+def test_an_end_where_nobody_annotated_further_is_not_blunt():
+    label = ended_organ()
+    ends = [one for one in structure_findings(label, (1.0,) * 3, CLASSES) if one.check == "blunt end"]
+    assert sorted(one.centre[0] for one in ends if one.centre and "axis 0" in one.text) == [6, 19]
+    label[20:] = 255
+    ends = [one for one in structure_findings(label, (1.0,) * 3, CLASSES) if one.check == "blunt end"]
+    assert [one.centre[0] for one in ends if one.centre and "axis 0" in one.text] == [6]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import nibabel
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from maskmend.cli import main
 from maskmend.data.check import check
 from maskmend.data.fix import fix
-from maskmend.errors import UsageError
+from maskmend.data.images import read_image
+from maskmend.errors import DataError, UsageError
 
 
 def _edit(path, change):
@@ -162,6 +165,53 @@ def test_row_12_finer_label_of_the_same_box_is_resampled(volumes, expect, tmp_pa
     fix(result, tmp_path / "out")
     mended = nibabel.load(tmp_path / "out" / "labels" / "v2.nii.gz")
     assert (mended.get_fdata() == coarse).all()
+
+
+@pytest.fixture
+def two_channels(volumes):
+    """The same volumes with two files per image, in one place."""
+    for path in sorted((volumes / "images").iterdir()):
+        first, second = (path.with_name(path.name.replace(".nii", f"_000{k}.nii")) for k in (0, 1))
+        path.rename(first)
+        image = nibabel.load(first)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[...] * 2, image.affine), second)
+    assert not check(volumes).findings
+    return volumes
+
+
+@pytest.mark.parametrize("fault", ["shifted", "reoriented"])
+def test_row_13_channels_in_different_places(two_channels, expect, tmp_path, capsys, fault):
+    path = two_channels / "images" / "v1_0001.nii.gz"
+    if fault == "shifted":
+        _edit(path, _shift(2.3))
+    else:  # the voxels of one place have another index now: 13 voxels of 1 mm by 11 of 1.5 mm
+        image = nibabel.load(path)
+        turn = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], [[0, -1], [1, -1], [2, 1]])
+        nibabel.save(image.as_reoriented(turn), path)
+    told = "2.3 mm" if fault == "shifted" else f"{np.hypot(13, 16.5):.3g} mm"
+    _, finding = expect(two_channels, 13, told, "v1_0000.nii.gz", case="v1")
+    assert finding.file == "images/v1_0001.nii.gz"
+    assert [one.row for one in check(two_channels, quick=True).errors] == [13]
+    paths = [path.with_name("v1_0000.nii.gz"), path]
+    with pytest.raises(DataError, match=re.escape(told)):
+        read_image(paths)
+    assert read_image(paths, spacing_mm=(2, 1.5, 1))[0].shape == (
+        2,
+        10,
+        12,
+        14,
+    )  # voxel by voxel, as was asked for
+    assert main(["train", str(two_channels), "-o", str(tmp_path / "run")]) == 3
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    first, second = (sitk.ReadImage(str(one)) for one in paths)
+    sitk.WriteImage(sitk.Resample(second, first), str(path))  # the remedy
+    assert not check(two_channels).errors
+
+
+def test_row_13_channels_that_differ_by_rounding_are_one_image(two_channels):
+    _edit(two_channels / "images" / "v1_0001.nii.gz", _shift(0.09))
+    assert not check(two_channels).findings
 
 
 def test_row_13_lost_header_is_not_resampled_away(volumes, expect, tmp_path):

@@ -82,7 +82,9 @@ def write_exports(
     """
     out = Path(out)
     folder, cases = out / FOLDER, by_id(dataset)
-    items = [WorkItem(record, case_files(record, out, cases)) for record in worst_first(records)[:limit]]
+    items = [
+        WorkItem(record, case_files(record, out, dataset, cases)) for record in worst_first(records)[:limit]
+    ]
     write_text(folder / "worklist.csv", _csv(_work_rows(items)))
     write_text(folder / "monai_datalist.json", _json(_datalist(items, dataset)))
     written = [folder / "worklist.csv", folder / "monai_datalist.json"]

@@ -19,12 +19,16 @@ class CaseFiles:
     Args:
         images: one file for all channels or one per channel; empty for masks without an image.
         given, suggested, noise_map: None where not written.
+        channels: how many the image has, where the data set says so; without it a file of four axes cannot be read.
+        spacing_mm: true voxel size where that of the files is overridden.
     """
 
     images: tuple[Path, ...]
     given: Path | None = None
     suggested: Path | None = None
     noise_map: Path | None = None
+    channels: int | None = None
+    spacing_mm: tuple[float, ...] | None = None
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -33,12 +37,13 @@ class CaseFiles:
         return (*self.images, *(path for path in rest if path is not None))
 
 
-def case_files(record: CaseRecord, out: Path, cases: Mapping[str, Case]) -> CaseFiles:
+def case_files(record: CaseRecord, out: Path, dataset: Dataset, cases: Mapping[str, Case]) -> CaseFiles:
     """The files of a record; what it does not name is taken from the data set.
 
     Args:
         record: of the case.
         out: the audit folder, to which relative paths refer.
+        dataset: says how they are read.
         cases: of the data set, by id.
     """
 
@@ -50,7 +55,10 @@ def case_files(record: CaseRecord, out: Path, cases: Mapping[str, Case]) -> Case
     several = case is not None and len(case.images) > 1  # a record has room for one channel only
     images = case.images if case and (several or image is None) else (image,) if image else ()
     given = label or (case.label if case else None)
-    return CaseFiles(tuple(images), given, placed(record.suggested), placed(record.noise_map))
+    return CaseFiles(
+        tuple(images), given, placed(record.suggested), placed(record.noise_map),
+        len(dataset.channels) or None, dataset.spacing_mm,
+    )  # fmt: skip
 
 
 def by_id(dataset: Dataset) -> dict[str, Case]:
@@ -71,4 +79,4 @@ class WorkItem:
 
         suggested = self.files.suggested
         path = suggested if suggested is not None and suggested.is_file() else self.files.given
-        return None if path is None else read_label(path)[0]
+        return None if path is None else read_label(path, spacing_mm=self.files.spacing_mm)[0]

@@ -19,6 +19,7 @@ LEAST = 1e-3
 SURE = 0.02  # background that is less doubtful than this is cut away, with nothing drawn there
 MARGIN = 2
 MANY = 500_000  # voxels of a box, beyond which not all of them are looked at for the figures of a case
+LEAST_KEPT = 8  # voxels of an axis, which is not thinned below them
 FINE = 4.0  # voxels that stay across the radius of the finest class
 MOST_APART = 4  # voxels
 
@@ -102,12 +103,15 @@ class Look:
         """Every n-th voxel along each axis, as an image of its own, where there are so many that fewer say the same.
 
         No class becomes so coarse that its outline is lost: its radius counts, three volumes by surface (of an image,
-        two areas by outline).
+        two areas by outline). Nor does a stack of few slices lose them: an axis keeps eight voxels, or all of fewer.
         """
         if self.label.size <= MANY or self.each > 1:
             return self
         finest = self._finest_mm()
-        apart = [int(np.clip(finest / (FINE * size), 1, MOST_APART)) for size in self.spacing_mm]
+        apart = [
+            int(np.clip(finest / (FINE * size), 1, min(MOST_APART, max(1, n // LEAST_KEPT))))
+            for size, n in zip(self.spacing_mm, self.label.shape, strict=True)
+        ]
         if max(apart) == 1:
             return self
         kept = tuple(slice(n // 2, None, n) for n in apart)

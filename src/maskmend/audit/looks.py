@@ -72,7 +72,7 @@ def read_mask(case: Case, dataset: Dataset) -> tuple[np.ndarray, Geometry, np.nd
     values, geometry = read_label(case.label, spacing_mm=dataset.spacing_mm)
     label, valid = class_indices(values, dataset, case.id)
     if case.ignore is not None:
-        here = read_label(case.ignore)[0] == 0
+        here = read_label(case.ignore, spacing_mm=dataset.spacing_mm)[0] == 0
         valid = here if valid is None else valid & here
     return values, geometry, label, valid
 

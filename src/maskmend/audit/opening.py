@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from maskmend.config import DataConfig
 from maskmend.data.case import Case, Dataset
-from maskmend.errors import DataError
+from maskmend.data.plan import MOST_CLASSES
+from maskmend.errors import DataError, UsageError
 from maskmend.progress import message
 
 WARNINGS = 5  # of the check's, shown
@@ -39,6 +40,7 @@ def open_masks(source: Path, data: DataConfig, least: int, too_few: str) -> Mask
 
     Raises:
         DataError: faults of the data, or too few masks.
+        UsageError: too many classes.
     """
     from maskmend.data.check import check
 
@@ -48,8 +50,22 @@ def open_masks(source: Path, data: DataConfig, least: int, too_few: str) -> Mask
         message(f"warning: {finding.line()}")
     dataset = result.dataset
     assert dataset is not None
+    refuse_many_classes(dataset)
     cases = tuple(sorted((case for case in dataset.train if case.label), key=lambda case: case.id))
     if len(cases) < least:
         fact = too_few.format(count=len(cases))
         raise DataError(fact, dataset.root, "look at them one by one (`maskmend check --sheet`)")
     return Masks(dataset, cases, max((facts.shape for facts in result.facts if facts.shape), key=prod))
+
+
+def refuse_many_classes(dataset: Dataset) -> None:
+    """Class indices must fit a byte.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if len(dataset.labels) > MOST_CLASSES:
+        fact = f"{len(dataset.labels)} classes; masks of at most {MOST_CLASSES} can be compared"
+        raise UsageError(
+            fact, dataset.root, "merge classes, or give each class of interest a data set of its own"
+        )

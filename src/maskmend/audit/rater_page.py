@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from maskmend.audit.rater_figures import Dispute, RaterFigures
     from maskmend.audit.raters import RaterReport
+    from maskmend.data.case import Case, Dataset
 
 SHOWN_CASES = 20
 SHOWN_PAIRS = 28
@@ -189,7 +190,7 @@ def write_page(report: RaterReport, out: Path | str) -> tuple[Path, Path]:
 
     out, root = Path(out), report.dataset.root
     first, *rest = page_sections(report)
-    lead, first = sentences(report)[:2], replace(first, text=sentences(report)[2:])
+    lead, first = [*report.warnings, *sentences(report)[:2]], replace(first, text=sentences(report)[2:])
     title = f"Raters of {title_of(root)}"
     page = write_report(out / "raters.html", title, lead, [first, *rest])
     write_text(out / "raters.json", json.dumps(plain(report.to_json()), indent=1, ensure_ascii=False) + "\n")
@@ -209,7 +210,7 @@ def page_sections(report: RaterReport) -> list[Section]:
         )
     by_class = _class_table(report)
     return [
-        Section("How well the raters agree", sentences(report), agreement_table(report)),
+        Section("How well the raters agree", [*report.warnings, *sentences(report)], agreement_table(report)),
         Section("How they differ", table=bias_table(report), pictures=pictures),
         *([Section("Offset of each rater by class", table=by_class)] if by_class else []),
         Section("Pairs of raters", table=pair_table(report)),
@@ -281,7 +282,7 @@ def _dispute_picture(report: RaterReport, dispute: Dispute) -> Picture:
     votes = np.stack([np.where(mask == IGNORED, 0, mask) for mask in masks.values()])
     classes = len(report.dataset.labels)
     share = np.stack([(votes == k).mean(0) for k in range(classes)]).max(0)
-    image = _image_of(case.images, report.dataset, votes.shape[1:])
+    image = _image_of(case, report.dataset, votes.shape[1:])
     place = dispute.place or tuple(n // 2 for n in votes.shape[1:])
     shown = {name: np.where(mask == IGNORED, 0, mask).astype(np.int32) for name, mask in masks.items()}
     plane = sections(image, shown, 2 * (1 - share), place, geometry.spacing_mm, geometry.affine)[0]
@@ -306,13 +307,13 @@ def _tiles(plane: Plane, names: Sequence[str], classes: int) -> np.ndarray:
     return mosaic([row[i : i + across] for i in range(0, len(row), across)])
 
 
-def _image_of(paths: tuple[Path, ...], dataset: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _image_of(case: Case, dataset: Dataset, shape: tuple[int, ...]) -> np.ndarray:
     """The image as shown, or plain grey where there is none."""
-    from maskmend.data.images import read_image
+    from maskmend.data.images import read_case
     from maskmend.errors import UserError
 
     try:
-        image = read_image(paths, spacing_mm=dataset.spacing_mm)[0] if paths else None
+        image = read_case(case, dataset)[0] if case.images else None
     except UserError:
         image = None
     if image is None or image.shape[1:] != shape:

@@ -17,6 +17,7 @@ from maskmend.data.atomic import atomic_folder
 from maskmend.data.dataset import find_cases
 from maskmend.errors import UsageError, unknown
 from maskmend.plain import plain
+from maskmend.progress import message
 
 CONSENSUS = "consensus"
 _OURS = ("raters.html", "raters.json", CONSENSUS)
@@ -72,6 +73,8 @@ def compare(
     options = {key: getattr(data, key) for key in keys if getattr(data, key) is not None}
     dataset = find_cases(source, need_labels=False, need_images=False, **options)
     report = rater_agreement(dataset, progress, raters=data.raters)
+    for warning in report.warnings:
+        message(f"warning: {warning}")
     facts = report.to_json()
     # Beside its place until the end: what a stopped call leaves must not keep the same call from beginning anew.
     masks = nullcontext() if consensus is None else atomic_folder(out / CONSENSUS, lambda: None)

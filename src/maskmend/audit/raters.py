@@ -12,6 +12,8 @@ An audit of a data set in which any case has two raters adds `report.sections()`
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 
 from maskmend.audit.agreement import CaseAgreement, compare_raters
 from maskmend.audit.consensus import rater_weights, write_consensus
+from maskmend.audit.opening import refuse_many_classes
 from maskmend.audit.rater_figures import (
     Dispute,
     PairTotals,
@@ -33,6 +36,7 @@ from maskmend.audit.rater_figures import (
     rater_figures,
 )
 from maskmend.data.case import Case, Dataset, Geometry
+from maskmend.data.geometry_check import TOLERANCE_MM, corner_error_mm
 from maskmend.data.preprocess import IGNORED
 from maskmend.data.raters import chosen_raters
 from maskmend.errors import DataError, UsageError
@@ -79,10 +83,16 @@ class RaterReport:
         """Weights for a weighted consensus, from the Dice with the vote of the others."""
         return rater_weights({one.name: one.dice_vote.estimate for one in self.raters})
 
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on what makes the figures worthless, if anything does."""
+        return different_values(self.agreements)
+
     def to_json(self) -> dict[str, Any]:
         """Nested plain values, without the figures of each pair in each case."""
         return {
             "unit": self.unit,
+            "warnings": self.warnings,
             "cases": len(self.agreements),
             "dice": asdict(self.dice),
             "fleiss_kappa": asdict(self.fleiss),
@@ -122,8 +132,8 @@ def rater_agreement(
         spacing_mm: voxel size by case id, for files that know none (PNG); then distances are in mm.
 
     Raises:
-        UsageError: fewer than two raters, or no case that two of them drew.
-        DataError: masks of one case differ in shape, or hold values that are no class.
+        UsageError: fewer than two raters, no case that two of them drew, or too many classes.
+        DataError: masks of one case lie on different grids, or hold values that are no class.
     """
     known = sorted({name for case in dataset.cases for name in case.raters})
     names = chosen_raters(known, raters or ["*"], dataset.root)
@@ -135,6 +145,7 @@ def rater_agreement(
             "check the file names in the raters' folders",
         )
     dataset = with_classes(dataset, shared, names)
+    refuse_many_classes(dataset)
     agreements, units = [], set()
     for number, case in enumerate(shared, 1):
         agreement, in_mm = _compare(case, names, dataset, spacing_mm or {})
@@ -160,7 +171,7 @@ def with_classes(dataset: Dataset, cases: Iterable[Case], names: Sequence[str]) 
     for case in cases:
         for name in names:
             if path := case.raters.get(name):
-                counts.append(count_values(read_label(path)[0]))
+                counts.append(count_values(read_label(path, spacing_mm=dataset.spacing_mm)[0]))
                 if finding := judge_values(counts[-1], {}, dataset.ignore):
                     raise DataError(finding.text, path, finding.remedy)
     if finding := judge_undeclared(counts, dataset.ignore):
@@ -180,7 +191,7 @@ def read_masks(
         given: add the given label under "" where it is no rater's.
 
     Raises:
-        DataError: shapes differ, or a value is no class.
+        DataError: the masks lie on different grids, or a value is no class.
     """
     from maskmend.data.images import read_label
 
@@ -197,9 +208,30 @@ def read_masks(
             )
             raise DataError(fact, path, "export one of them again on the image's grid")
         geometry = geometry or grid
+        if apart := _apart(geometry, grid, by_voxels=dataset.spacing_mm is not None):
+            raise DataError(apart, path, _one_grid(case, names, next(iter(paths.values()))))
         masks[name] = _indices(label, dataset, path)
     assert geometry is not None
     return masks, geometry
+
+
+def _apart(first: Geometry, grid: Geometry, *, by_voxels: bool) -> str:
+    """How the grid of a mask differs from that of the case's first, of its shape; nothing where voxels can be compared."""
+    error = None if by_voxels else corner_error_mm(first, grid)
+    if error is None or error <= TOLERANCE_MM:
+        return ""
+    return f"lies {error:.3g} mm from another mask of the case at the corners (spacing, origin or direction differ)"
+
+
+def _one_grid(case: Case, names: Sequence[str], first: Path) -> str:
+    """What brings the masks of a case onto one grid."""
+    if (
+        case.images
+    ):  # where there is no labels/, check asks for the raters; named all, none of their cases is left out
+        raters = "" if case.label else " " + shlex.quote(f"data.raters=[{','.join(names)}]")
+        fix = f"maskmend check DATASET --fix OUT{raters}"
+        return f"`{fix}` resamples masks onto the grid of their image, in a copy: compare those"
+    return f"resample it onto the grid of {first}; if its header is wrong, copy that file's into it"
 
 
 def _indices(label: np.ndarray, dataset: Dataset, path: Path) -> np.ndarray:
@@ -226,6 +258,35 @@ def _compare(
     spacing = tuple(spacings.get(case.id, geometry.spacing_mm))
     in_mm = case.id in spacings or geometry.affine is not None or dataset.spacing_mm is not None
     return compare_raters(case.id, masks, spacing, list(dataset.labels), label), in_mm
+
+
+def different_values(agreements: Sequence[CaseAgreement]) -> list[str]:
+    """A sentence on two raters of whom each draws classes that the other never does, such as 1 and 2 against 3 and 7.
+
+    A class that only one of two has is as a rule a rare one; with different classes on both sides the same object may
+    go by different values, and agreement is told of nothing.
+    """
+    drawn: dict[tuple[str, str], tuple[set[str], set[str]]] = {}
+    for one in agreements:
+        has = {name: {label for label, n in each.voxels.items() if n} for name, each in one.each.items()}
+        for pair in itertools.combinations(sorted(has), 2):
+            found = drawn.setdefault(pair, (set(), set()))
+            for whole, here in zip(found, (has[pair[0]], has[pair[1]]), strict=True):
+                whole |= here
+    odd = [(pair, a - b, b - a) for pair, (a, b) in drawn.items() if a - b and b - a]
+    if not odd:
+        return []
+    (first, second), alone, other = max(odd, key=lambda one: len(one[1]) + len(one[2]))
+    more = f" ({len(odd) - 1} further pairs likewise)" if len(odd) > 1 else ""
+    return [
+        f"Raters use different values: {first} alone draws {_listed(alone)}, {second} alone {_listed(other)}{more}. "
+        "If they mean the same classes, save the masks with the same values, declared by data.labels=: as they are, "
+        "these classes agree nowhere."
+    ]
+
+
+def _listed(classes: set[str]) -> str:
+    return ", ".join(sorted(classes)[:8]) + (", ..." if len(classes) > 8 else "")
 
 
 def _report(

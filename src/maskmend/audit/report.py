@@ -63,7 +63,7 @@ def write_audit_report(
     out = Path(out)
     ordered = worst_first(records)
     cases = by_id(dataset)
-    files = [case_files(record, out, cases) for record in ordered]
+    files = [case_files(record, out, dataset, cases) for record in ordered]
     thumbs = list(draw_all(ordered, files, out, dataset.labels, over))
     page = _render(_data(ordered, files, thumbs), page_context(dataset, ordered, facts))
     write_text(out / NAME, page)

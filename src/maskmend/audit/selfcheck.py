@@ -178,12 +178,11 @@ class SelfCheck:
         sound = [one for one in self.answers if one.true_kind == "sound"]
         if len(wrong) < 5 or len(sound) < 5:
             return {}
-        above = np.array([[one.odds] for one in wrong]) > np.array([one.odds for one in sound])
         qualities = np.array([(one.quality, one.true_quality) for one in wrong])
         named = [one for one in wrong if one.kind != "sound"]
         return {
             "masks": len(self.answers),
-            "auroc": round(float(above.mean()), 4),
+            "auroc": round(_auroc([one.odds for one in wrong], [one.odds for one in sound]), 4),
             "dice_correlation": round(float(np.corrcoef(qualities.T)[0, 1]), 4)
             if np.ptp(qualities, axis=0).min() > 0
             else None,
@@ -279,6 +278,12 @@ def _of_parts(
         for part in every[:: -(-len(every) // PARTS) or 1]:
             here = mask_dice(part.within(look.label), part.within(truth), look.classes)[index - 1]
             yield index, (part.dice(opinion, suggested), here if np.isfinite(here) else 1.0)
+
+
+def _auroc(flawed: Sequence[float], sound: Sequence[float]) -> float:
+    """The share of pairs in which the flawed one has the higher odds; equal ones count one half."""
+    first, second = np.array(flawed)[:, None], np.array(sound)
+    return float(((first > second) + (first == second) / 2).mean())
 
 
 def _quantile(values: np.ndarray, weight: np.ndarray, level: float) -> float:

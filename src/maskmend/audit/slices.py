@@ -86,12 +86,15 @@ def _gaps(stack: np.ndarray, areas: np.ndarray) -> list[int]:
     return found
 
 
-def blunt_ends(foreground: np.ndarray, spacing_mm: Sequence[float]) -> list[StructureFinding]:
+def blunt_ends(
+    foreground: np.ndarray, spacing_mm: Sequence[float], unknown: np.ndarray
+) -> list[StructureFinding]:
     """A structure whose last slice is nearly as large as its largest: the slice range ends too soon.
 
     Args:
         foreground: (D, H, W) bool, all classes, so that classes side by side do not end one another.
         spacing_mm: voxel size; an axis with thick slices has blunt ends by nature and is passed over.
+        unknown: (D, H, W) bool, not annotated: where such voxels follow, nobody says that the structure ends.
     """
     if not foreground.any():
         return []
@@ -101,10 +104,10 @@ def blunt_ends(foreground: np.ndarray, spacing_mm: Sequence[float]) -> list[Stru
         used = drawn[axis]
         if used.stop - used.start < LEAST_SLICES or spacing_mm[axis] > 2 * min(spacing_mm):
             continue
-        for last, border in ((used.start, 0), (used.stop - 1, foreground.shape[axis] - 1)):
-            share = areas[last] / areas.max()
-            if share > BLUNT and last != border:
-                middle = _middle(np.take(foreground, last, axis))
+        for last, border, step in ((used.start, 0, -1), (used.stop - 1, foreground.shape[axis] - 1, 1)):
+            share, section = areas[last] / areas.max(), np.take(foreground, last, axis)
+            if share > BLUNT and last != border and not (section & np.take(unknown, last + step, axis)).any():
+                middle = _middle(section)
                 centre = tuple(int(i) for i in np.insert(np.asarray(middle), axis, last))
                 text = f"ends along axis {axis} at slice {last} with {100 * share:.0f} % of its largest area"
                 found.append(StructureFinding("blunt end", "", text, 0.4, centre))

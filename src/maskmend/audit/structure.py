@@ -52,7 +52,8 @@ def structure_findings(
     """Look at one mask.
 
     Args:
-        label: (*S) integers, 2-D or 3-D, file values; 0 is background, values without a class are passed over.
+        label: (*S) integers, 2-D or 3-D, file values; 0 is background. Values without a class (not annotated) are
+            neither background nor foreground.
         spacing_mm: voxel size in the order of the axes; 1.0 where unknown.
         classes: name to value; a background of value 0 may be among them.
         image: (*S) or (C, *S), for masks outside the body; None: that is not looked at.
@@ -64,23 +65,24 @@ def structure_findings(
         UsageError: label, spacing and image do not belong together.
     """
     _check_shapes(label, spacing_mm, image)
-    if not np.isin(label, [value for value in classes.values() if value]).any():
+    foreground = np.isin(label, [value for value in classes.values() if value])
+    if not foreground.any():
         return [StructureFinding("empty mask", "", "nothing is drawn", 0.6)]
     found: list[StructureFinding] = []
     for name, value in classes.items():
         mask = label == value
         if value == 0 or not mask.any():
             continue
-        found += pieces.loose_pieces(mask, label > 0, name)
+        found += pieces.loose_pieces(mask, foreground, name)
         found += pieces.holes(mask, label, name)
         found += pieces.at_border(mask, name)
         found += outline.rough_outline(mask, spacing_mm, name)
         if label.ndim == 3:
             found += slices.slice_faults(mask, name)
     if label.ndim == 3:
-        found += slices.blunt_ends(label > 0, spacing_mm)
+        found += slices.blunt_ends(foreground, spacing_mm, (label != 0) & ~foreground)
     if image is not None:
-        found += pieces.outside_body(label > 0, image)
+        found += pieces.outside_body(foreground, image)
     return _sorted(found)
 
 

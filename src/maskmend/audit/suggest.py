@@ -1,4 +1,4 @@
-"""The mask that a model suggests: changed only where the evidence supports it, and in one piece."""
+"""The mask that a model suggests: changed only where the evidence supports it, and not by single voxels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ SUPPORTED = 0.5
 """Probability of being wrong above which a voxel is changed."""
 
 SPECK = 3
-"""Changed parts and leftovers of fewer voxels stay as they were."""
+"""Changes in one piece of fewer voxels are not made."""
 
 
 def suggest(opinion: Opinion) -> np.ndarray:
     """The proposed mask (*B) uint8: the most likely other class where the given one is probably wrong.
 
-    Holes and specks that the change would make are filled and left out: nobody draws them.
+    Changes of fewer than `SPECK` voxels in one piece are left out: nobody draws them. What a larger change leaves of
+    the given mask stays, however small, and so do holes that it makes.
     """
     look = opinion.look
     change = opinion.noise > SUPPORTED

@@ -135,7 +135,8 @@ def _digest(record: CaseRecord, files: CaseFiles, classes: Mapping[str, int], mo
             stamps.append((str(path), facts.st_mtime_ns, facts.st_size))
         except OSError:
             stamps.append((str(path), 0, 0))
-    told = (VERSION, record.case, _place(record), record.shape, stamps, sorted(classes.items()), most)
+    read = (files.channels, files.spacing_mm)
+    told = (VERSION, record.case, _place(record), record.shape, read, stamps, sorted(classes.items()), most)
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
@@ -157,14 +158,14 @@ def _picture(record: CaseRecord, files: CaseFiles, classes: Mapping[str, int], s
     geometry = None
     for name, path in (("given", files.given), ("suggested", files.suggested)):
         if path is not None and (name == "given" or path.is_file()):
-            masks[name], geometry = read_label(path)
+            masks[name], geometry = read_label(path, spacing_mm=files.spacing_mm)
     heat = None
     if files.noise_map is not None and files.noise_map.is_file():
         heat = read_image(files.noise_map)[0][0]
         if np.dtype(read_header(files.noise_map).dtype).kind in "iu":  # stored in integers, 255 stands for 1
             heat = heat / 255
     if files.images:
-        image, geometry = read_image(files.images)
+        image, geometry = read_image(files.images, channels=files.channels, spacing_mm=files.spacing_mm)
     elif geometry is None:
         raise ValueError("neither an image nor a mask")
     else:

@@ -13,7 +13,9 @@ import numpy as np
 from maskmend import pseudonyms
 from maskmend.audit.files import CaseFiles
 from maskmend.audit.record import CaseRecord
+from maskmend.data.case import Geometry
 from maskmend.data.formats import suffix_of
+from maskmend.data.geometry_check import TOLERANCE_MM, corner_error_mm
 from maskmend.errors import UserError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
@@ -36,7 +38,10 @@ class OpenCommand:
 
 
 def open_commands(record: CaseRecord, files: CaseFiles, *, windows: bool | None = None) -> list[OpenCommand]:
-    """Commands that show a case's image, given mask, suggested mask and noise map, at its worst place where that goes.
+    """Commands that show a case's image, given mask, suggested mask and noise map.
+
+    Of volumes 3D Slicer and napari go to the worst place; ITK-SNAP has no option for it. Where the voxel size of the
+    files is overridden by another, only napari's readers know it.
 
     Args:
         record: of the case.
@@ -45,9 +50,11 @@ def open_commands(record: CaseRecord, files: CaseFiles, *, windows: bool | None 
     """
     if not files.images or pseudonyms.active():  # a command that works names the files
         return []
-    found = [_slicer(record, files), _napari(record, files)]
-    if all(suffix_of(path) in VOLUME_SUFFIXES for path in files.all):
-        found.insert(0, _itk_snap(files))
+    found = [_napari(record, files)]
+    if not _overridden(files):
+        found.insert(0, _slicer(record, files))
+        if all(suffix_of(path) in VOLUME_SUFFIXES for path in files.all):
+            found.insert(0, _itk_snap(files))
     windows = os.name == "nt" if windows is None else windows
     return [OpenCommand(tool, _quoted(words, windows), tuple(words)) for tool, words in found]
 
@@ -68,6 +75,13 @@ def _slicer(record: CaseRecord, files: CaseFiles) -> tuple[str, list[str]]:
     single = ", {'singleFile': True}" if flat else ""
     load = "loadLabelVolume" if flat else "loadSegmentation"
     lines = [f"slicer.util.loadVolume({str(path)!r}{single})" for path in files.images]
+    if files.noise_map:
+        hidden = "{'show': False, 'singleFile': True}" if flat else "{'show': False}"
+        lines += [
+            f"noise = slicer.util.loadVolume({str(files.noise_map)!r}, {hidden})",
+            "noise.GetDisplayNode().SetAndObserveColorNodeID('vtkMRMLColorTableNodeRed')",
+            "slicer.util.setSliceViewerLayers(foreground=noise, foregroundOpacity=0.4)",
+        ]
     lines += [f"slicer.util.{load}({str(path)!r}{single})" for path in (files.given, files.suggested) if path]
     point = None if flat else place_mm(record, files)
     if point:
@@ -79,35 +93,57 @@ def _slicer(record: CaseRecord, files: CaseFiles) -> tuple[str, list[str]]:
 
 def place_mm(record: CaseRecord, files: CaseFiles) -> tuple[float, ...] | None:
     """The worst place in RAS millimetres, rounded to 0.1; None without a place or a known space."""
-    from maskmend.data.images import read_header
-
     if record.worst is None or not files.images or len(record.worst) != 3:
         return None
+    grid = _grid(files, files.spacing_mm)
+    if grid is None or grid.affine is None:
+        return None
+    point = grid.affine @ np.array([*record.worst[::-1], 1.0])
+    return tuple(round(float(value), 1) for value in point[:3])
+
+
+def _grid(files: CaseFiles, spacing_mm: tuple[float, ...] | None) -> Geometry | None:
+    """Where the voxels of the image lie; None if its file does not say."""
+    from maskmend.data.images import read_header
+
     try:
-        affine = read_header(files.images[0]).geometry.affine
+        several = len(files.images) > 1
+        channels = None if several else files.channels
+        return read_header(files.images[0], channels=channels, spacing_mm=spacing_mm).geometry
     except (UserError, OSError):
         return None
-    if affine is None:
-        return None
-    point = affine @ np.array([*record.worst[::-1], 1.0])
-    return tuple(round(float(value), 1) for value in point[:3])
+
+
+def _overridden(files: CaseFiles) -> bool:
+    """Whether the files say something else of space than the data set, so that other programs show them apart."""
+    if files.spacing_mm is None:
+        return False
+    own, true = _grid(files, None), _grid(files, files.spacing_mm)
+    if own is None or true is None:
+        return true is not None
+    error = corner_error_mm(own, true)
+    return error is not None and error > TOLERANCE_MM
 
 
 def _napari(record: CaseRecord, files: CaseFiles) -> tuple[str, list[str]]:
     scale = f", scale={tuple(record.spacing_mm)!r}" if record.spacing_mm else ""
     images = [str(path) for path in files.images]
+    space = f", spacing_mm={files.spacing_mm!r}" if files.spacing_mm else ""
+    how = (f", channels={files.channels}" if files.channels else "") + space
     lines = [
         "import napari",
         "from maskmend.data.images import read_image, read_label",
         "v = napari.Viewer()",
-        f"v.add_image(read_image({images!r})[0], channel_axis=0{scale})",
+        f"v.add_image(read_image({images!r}{how})[0], channel_axis=0{scale})",
     ]
     if files.noise_map:
         heat = f"v.add_image(read_image({str(files.noise_map)!r})[0][0], name='noise', colormap='magma'"
         lines.append(f"{heat}, blending='additive', opacity=0.6{scale})")
     for name, path in (("given", files.given), ("suggested", files.suggested)):
         if path:
-            lines.append(f"v.add_labels(read_label({str(path)!r})[0], name='{name}'{scale}).contour = 1")
+            lines.append(
+                f"v.add_labels(read_label({str(path)!r}{space})[0], name='{name}'{scale}).contour = 1"
+            )
     if record.worst is not None:
         lines.append(f"v.dims.current_step = {tuple(record.worst)!r}")
     lines.append("napari.run()")

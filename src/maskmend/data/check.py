@@ -181,6 +181,7 @@ def _read_image(case: Case, limits: _Limits) -> tuple[np.ndarray | None, Geometr
         return images.read_image(case.images, channels=limits.channels, **limits.reader)
     channels = limits.channels if len(case.images) == 1 else None
     headers = [images.read_header(path, channels=channels, **limits.reader) for path in case.images]
+    images.require_one_grid(case.images, headers, by_voxels=limits.by_voxels)
     return None, headers[0].geometry
 
 
@@ -210,6 +211,7 @@ _PHRASES = (
     (26, ("letter case",)),
     (25, ("leak",)),
     (12, ("differ in shape", "differ in size")),
+    (13, ("mm apart",)),
     (3, ("channel", "slice is missing")),
     (2, ("no label", "no image", "without a label", "without an image", "no such file", "does not exist")),
     (19, ("interpolation", "jpeg")),

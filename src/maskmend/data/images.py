@@ -23,11 +23,12 @@ from maskmend.data.formats import (
     stem_of,
     suffix_of,
 )
+from maskmend.data.geometry_check import TOLERANCE_MM, corner_error_mm
 from maskmend.errors import DataError, UsageError
 
 __all__ = [
     "IMAGE_SUFFIXES", "LABEL_SUFFIXES", "MAX_VOXELS", "Header", "atomic_write", "label_suffix", "read_case",
-    "read_header", "read_image", "read_label", "stem_of", "suffix_of", "write_image", "write_label",
+    "read_header", "read_image", "read_label", "require_one_grid", "stem_of", "suffix_of", "write_image", "write_label",
 ]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def read_image(
         (C, *S) float32, C-contiguous, and where its voxels lie. NaN and Inf pass through.
 
     Raises:
-        DataError: any fault of the file, a wrong number of channels, or channel files of different shapes.
+        DataError: any fault of the file, a wrong number of channels, or channel files on different grids.
         ResourceError: too large.
     """
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
@@ -78,15 +79,38 @@ def read_image(
         raise DataError("the case has no image")
     limits = _limits(max_voxels, channels if len(paths) == 1 else None, spacing_mm)
     parts = [_read(p, limits) for p in paths]
-    shapes = {header.shape for _, header in parts}
-    if len(shapes) > 1:
-        listed = ", ".join(f"{p.name} {h.shape}" for p, (_, h) in zip(paths, parts, strict=True))
-        raise DataError(f"channel files differ in shape: {listed}", paths[0], "resample them to one grid")
+    require_one_grid(paths, [header for _, header in parts], by_voxels=spacing_mm is not None)
     arrays = [np.ascontiguousarray(array, dtype=np.float32) for array, _ in parts]
     image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     if channels is not None and len(image) != channels:
         raise DataError(f"has {len(image)} channels where {channels} are expected", paths[0])
     return image, parts[0][1].geometry
+
+
+def require_one_grid(paths: Sequence[Path], headers: Sequence[Header], *, by_voxels: bool = False) -> None:
+    """Refuse channel files whose voxels do not lie in the same places: they would be stacked all the same.
+
+    Args:
+        paths: one file per channel.
+        headers: of each.
+        by_voxels: the voxel size is given by hand, so only shapes count.
+
+    Raises:
+        DataError: shapes or places differ.
+    """
+    if len({header.shape for header in headers}) > 1:
+        listed = ", ".join(f"{p.name} {h.shape}" for p, h in zip(paths, headers, strict=True))
+        raise DataError(f"channel files differ in shape: {listed}", paths[0], "resample them to one grid")
+    if by_voxels:
+        return
+    for path, header in zip(paths[1:], headers[1:], strict=True):
+        error = corner_error_mm(headers[0].geometry, header.geometry)
+        if error is not None and error > TOLERANCE_MM:
+            fact = (
+                f"channel files lie {error:.3g} mm apart at the corners (spacing, origin or direction differ)"
+            )
+            remedy = f"resample it onto the grid of {paths[0].name}; if its header is wrong, copy that file's into it"
+            raise DataError(fact, path, remedy)
 
 
 def read_label(

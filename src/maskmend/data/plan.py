@@ -16,6 +16,9 @@ from maskmend.errors import DataError, UsageError
 
 Scheme = Literal["zscore", "ct", "rgb", "minmax", "none"]
 
+MOST_CLASSES = 254
+"""Class indices fit a byte, of which one value says "not annotated"."""
+
 # Voxels of one patch. On a CPU a step must stay near a second; a GPU has the memory for nnU-Net's sizes.
 _PATCH_VOXELS = {"cpu": {2: 256 * 256, 3: 64 * 96 * 96}, "cuda": {2: 512 * 512, 3: 128 * 128 * 128}}
 _BATCH_VOXELS = {2: 16 * 96 * 96, 3: 2 * 64 * 96 * 96}
@@ -202,8 +205,8 @@ def _classes(dataset: Dataset) -> dict[str, int]:
     if len(classes) < 2:
         what = f"{len(classes)} class(es) known; background and at least one more are needed"
         raise DataError(what, dataset.root, 'name them, e.g. data.labels="{background: 0, organ: 1}"')
-    if len(classes) > 254:
-        raise DataError(f"{len(classes)} classes; at most 254 are supported", dataset.root)
+    if len(classes) > MOST_CLASSES:
+        raise DataError(f"{len(classes)} classes; at most {MOST_CLASSES} are supported", dataset.root)
     return dict(sorted(classes.items(), key=lambda item: item[1]))
 
 
