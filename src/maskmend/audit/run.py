@@ -22,7 +22,7 @@ from maskmend.audit.dataset_level import Totals, budget
 from maskmend.audit.estimate import Auditor
 from maskmend.audit.export import write_exports
 from maskmend.audit.folds import CACHE, PROBS, judge_by_folds, predict_cases
-from maskmend.audit.job import PARTS, TABLE, Job, claim, make_job
+from maskmend.audit.job import PARTS, TABLE, Job, claim, make_job, release
 from maskmend.audit.judging import PART_COLUMNS, CaseWork, mixed_up, part_rows, table_rows, usual_offsets
 from maskmend.audit.kept import kept
 from maskmend.audit.learnt import LEARNT, Learnt, fold_numbers
@@ -40,7 +40,7 @@ from maskmend.data.atomic import write_text
 from maskmend.data.case import Case
 from maskmend.data.dataset import folds
 from maskmend.data.owner import sweep
-from maskmend.errors import Interrupted, UsageError
+from maskmend.errors import DataError, Interrupted, UsageError
 from maskmend.fanout import Mapper, most_processes, spread
 from maskmend.plain import plain
 from maskmend.progress import bar, message
@@ -113,6 +113,9 @@ def audit(
                 answer = _audited(job, workers, processes)
             except KeyboardInterrupt:
                 raise Interrupted("stopped", out, "the same command goes on from there") from None
+            except (DataError, UsageError):
+                release(job)
+                raise
         if warning := answer["facts"].get("warning"):
             message(f"warning: {warning}")
         if export:
