@@ -8,12 +8,14 @@ the names file nobody can tell whom it stands for, not even by trying all names 
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from maskmend.errors import UsageError, hide_with
@@ -23,6 +25,21 @@ _SHORT = 3  # an id such as "1" or "b" is no name, and hiding it everywhere woul
 _PLACES = re.compile(
     r"(?:images?|imgs?|labels?|masks?|imagesT[rs]|labelsT[rs]|labels(?:T[rs])?_.+|train|test)$"
 )
+_SEPARATOR = re.compile(r"[/\\]+" if os.name == "nt" else "/+")
+_PART = re.compile(r"[^\s/\\\"'<>|,;:]*")  # of a path in a text, as far as nothing else is known of it
+_ENDING = re.compile(r"(?:_\d{4})?(?:\.\w+)*(?!\w)")  # what follows an id in the name of a file
+_GOES_ON = re.compile(r"[\w-]|\.\w")  # another name that begins alike
+_IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+_WRITTEN: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda name: json.dumps(name, ensure_ascii=False)[1:-1],
+    lambda name: json.dumps(name)[1:-1],
+    lambda name: html.escape(name).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),  # as Jinja does
+    lambda name: json.dumps(name, ensure_ascii=False)[1:-1].translate(_IN_SCRIPT),
+    lambda name: name.replace('"', '""'),  # CSV
+)
+"""The ways in which a name comes to stand in a text."""
+
 _active: Pseudonyms | None = None
 
 
@@ -40,6 +57,10 @@ class Pseudonyms:
         self.file = file
         self._known: dict[str, str] = {}  # what may stand in a text, and what stands there instead
         self._odd: list[str] = []  # of these, the ones that are more than one word
+        self._parts: dict[
+            str, str
+        ] = {}  # folders and files that are more than one word, as they may be written
+        self._lengths: list[int] = []  # of these, the longest first
         self._roots: list[str] = []
         self._names: dict[str, str] = {}
         if file.exists():
@@ -75,15 +96,50 @@ class Pseudonyms:
         for original in originals:
             if original and original not in self._known and original not in self._names:
                 self._known[original] = self.of(kind, original)
+                self._know_part(original, self._known[original])
                 if not _TOKEN.fullmatch(original):
                     self._odd.append(original)
         self._odd.sort(key=len, reverse=True)
 
     def know_place(self, path: Path) -> None:
-        """Hide where the data lie: the path as given and as it is."""
+        """Hide where the data lie: the path as given and as it is; of a list of files also its folder."""
         whole = path.expanduser().resolve()
-        found = {str(one) for one in (path, path.expanduser(), path.expanduser().absolute(), whole)}
+        places = [path, path.expanduser(), path.expanduser().absolute(), whole]
+        if whole.is_file():
+            places += [places[2].parent, whole.parent]
+        self._know_roots(map(str, places))
+
+    def know_files(self, files: Iterable[Path]) -> None:
+        """Hide these whole, wherever they lie and whatever characters are in their names and folders."""
+        places = [file.absolute() for file in files]
+        roots = {Path(root) for root in self._roots}
+        away = {file.parent for file in places if roots.isdisjoint(file.parents)}
+        self._know_roots(map(str, away))
+        roots |= away
+        for file in places:
+            root = next(one for one in file.parents if one in roots)
+            for part in file.relative_to(root).parts:
+                self._know_part(part, self._part(part))
+
+    def know_written(self, files: Iterable[str]) -> None:
+        """Hide these paths, relative as they stand in a list, where a message names them."""
+        for file in files:
+            if len(parts := re.split(r"([/\\]+)", file)) > 1 and file not in self._known:
+                self._known[file] = "".join(one if one[:1] in "/\\" else self._part(one) for one in parts)
+                self._odd.append(file)
+        self._odd.sort(key=len, reverse=True)
+
+    def _know_roots(self, places: Iterable[str]) -> None:
+        found = {written(place) for place in places for written in _WRITTEN}
         self._roots = sorted({*self._roots, *found} - {"", ".", "..", "/"}, key=len, reverse=True)
+
+    def _know_part(self, part: str, shown: str) -> None:
+        """Where its end cannot be seen in a text, it must be known."""
+        for text in {written(part) for written in _WRITTEN}:
+            if text not in self._parts and not _PART.fullmatch(text):
+                self._parts[text] = shown
+                if len(text) not in self._lengths:
+                    self._lengths = sorted([*self._lengths, len(text)], reverse=True)
 
     def save(self) -> None:
         """Write the names down, readable by the owner alone."""
@@ -113,11 +169,14 @@ class Pseudonyms:
 
     def clean_paths(self, text: str) -> str:
         """A text without paths of the data; other words stay as they are, since they may be settings."""
-        for root in self._roots:
-            if root not in text:
+        found, done = [], 0
+        for match in _any_of(tuple(self._roots)).finditer(text):
+            if match.start() < done or _GOES_ON.match(text, match.end()):
                 continue
-            pattern = re.escape(root) + r"((?:[/\\]+[^\s/\\\"'<>|,;:]*)*)(?![\w.-])"
-            text = re.sub(pattern, lambda match: f"DATA{self._parts(match[1])}", text)
+            below, end = self._below(text, match.end())
+            found += [text[done : match.start()], "DATA", below]
+            done = end
+        text = "".join([*found, text[done:]])
         for parent in self._parents():
             text = text.replace(f"{parent}{os.sep}", f"...{os.sep}")
         return text
@@ -126,13 +185,27 @@ class Pseudonyms:
         folders = {str(one) for root in self._roots for one in Path(root).parents if len(one.parts) > 2}
         return sorted(folders, key=len, reverse=True)
 
-    def _parts(self, rest: str) -> str:
-        parts = re.split(r"([/\\]+)", rest)
-        return "".join(part if not part or part[0] in "/\\" else self._part(part) for part in parts)
+    def _below(self, text: str, at: int) -> tuple[str, int]:
+        """What stands in a text from `at` on as the rest of a path, with its names hidden, and where it ends."""
+        found = ""
+        while separator := _SEPARATOR.match(text, at):
+            shown, at = self._named(text, separator.end())
+            found += separator[0] + shown
+        return found, at
+
+    def _named(self, text: str, at: int) -> tuple[str, int]:
+        """The name of a folder or file that begins at `at`, hidden, and where it ends."""
+        for length in self._lengths:
+            shown = self._parts.get(text[at : at + length])
+            if shown and (ending := _ENDING.match(text, at + length)):
+                return shown + ending[0], ending.end()
+        part = _PART.match(text, at)
+        assert part is not None
+        return self._part(part[0]) if part[0] else "", part.end()
 
     def _part(self, part: str) -> str:
         word = self._word(part, 0)
-        if word != part or _PLACES.match(part) or part in ("dataset.json", "maskmend.json"):
+        if word != part or _PLACES.match(part) or part in ("", ".", "..", "dataset.json", "maskmend.json"):
             return word
         return self.of("file", part)
 
@@ -148,6 +221,12 @@ class Pseudonyms:
                 break
             stem, ending = cut, f".{suffix}{ending}"
         return word
+
+
+@lru_cache(maxsize=4)
+def _any_of(places: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds the first of these, the longest first; nothing where there are none."""
+    return re.compile("|".join(map(re.escape, places)) or "(?!)")
 
 
 def active() -> Pseudonyms | None:

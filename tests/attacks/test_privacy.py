@@ -6,6 +6,7 @@ nowhere but in the file of names.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,11 @@ import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from maskmend.audit.export import write_exports
 from maskmend.benchmark.cases import open_dataset
 from maskmend.cli import main
+from maskmend.data.dataset import find_cases
+from maskmend.errors import UsageError
 from maskmend.pseudonyms import Pseudonyms, pseudonyms
 
 HEADER, FOLDER, CASE, GROUP = "HEADERCANARY", "FOLDERCANARY", "CASECANARY", "PATIENTCANARY"
@@ -260,6 +265,128 @@ def test_screen_under_phi_safe(planted, outside, capfd, tmp_path):
     for word in (HEADER, FOLDER, CASE, GROUP):
         assert word not in told, [line for line in told.splitlines() if word in line][:5]
     assert _holding(outside, HEADER, FOLDER, CASE, GROUP) == {}
+
+
+ODD = ("{}, Anna {:02d}", "M\u00fcller {} & Sohn {:02d}", "it's {} <i>{:02d}", '"{}" {:02d}', "{}{:02d}")
+"""File names whose ends cannot be seen in a text."""
+
+
+def _listed(root: Path, away: Path) -> Path:
+    """Twenty cases as a manifest: images elsewhere, in a folder with a name; the manifest; probabilities in `probs`."""
+    lines = []
+    for number in range(20):
+        rng, mask = np.random.default_rng(number), np.zeros((32, 30), np.uint8)
+        mask[4 : 22 - number % 3, 5 : 20 + number % 2] = 1
+        name = ODD[number % len(ODD)].format(CASE, number)
+        for path, pixels in (
+            (away / f"{GROUP} sp\u00e4t, scans" / f"{name}.png", 90 * mask + rng.integers(0, 60, mask.shape)),
+            (root / f"{GROUP} masks" / f"{name} m.png", mask),
+            (root / "other" / f"{name} r.png", np.roll(mask, 1, 0)),
+            (root / "ignored" / f"{name} i.png", 0 * mask),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            lines.append(str(path))
+        (root / "probs").mkdir(exist_ok=True)
+        sure = 0.1 + 0.8 * mask
+        np.savez(root / "probs" / f"{CASE} {number:02d}.npz", probabilities=np.stack([1 - sure, sure]))
+    with (root / f"{GROUP} list.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "image", "label", "rater_one", "ignore", "rater_two"])
+        writer.writerows([f"{CASE} {n:02d}", *lines[4 * n : 4 * n + 4], lines[4 * n + 1]] for n in range(20))
+    return root / f"{GROUP} list.csv"
+
+
+def _folders(root: Path) -> Path:
+    """The same as two folders, whose file names are the ids."""
+    for number, path in enumerate(sorted((root / f"{GROUP} masks").iterdir())):
+        for part, rolled in (("images", 0), ("labels", 0), ("labels_one", 1), ("labels_two", 2)):
+            (root / "set" / part).mkdir(parents=True, exist_ok=True)
+            pixels = np.roll(np.array(Image.open(path)), rolled, 0)
+            shown = pixels * 90 + np.random.default_rng(number).integers(0, 60, pixels.shape)
+            name = path.name.replace(" m.png", ".png")
+            Image.fromarray((shown if part == "images" else pixels).astype(np.uint8)).save(
+                root / "set" / part / name
+            )
+        number_at = re.search(r"(\d\d) m", path.name)
+        assert number_at
+        (root / "set" / "probs").mkdir(exist_ok=True)
+        own = root / "probs" / f"{CASE} {number_at[1]}.npz"
+        shutil.copyfile(own, root / "set" / "probs" / path.name.replace(" m.png", ".npz"))
+    return root / "set"
+
+
+@pytest.mark.parametrize("layout", ["csv", "folders"])
+def test_names_of_any_characters_and_files_elsewhere(outside, capfd, tmp_path, layout):
+    """What needs the paths later finds them all the same: `--like`, and the same command again."""
+    source = _listed(tmp_path / f"{FOLDER} Anna", tmp_path / f"{FOLDER} elsewhere")
+    probs = source.parent / "probs"
+    if layout == "folders":
+        source = _folders(source.parent)
+        probs = source / "probs"
+    more = ["--phi-safe", str(tmp_path / "names.json")]
+    judged = ["audit", str(source), "--probs", str(probs), "device=cpu", *more]
+    told = ""
+    for words in (
+        [*judged, "-o", "audit"],
+        [*judged, "-o", "audit", "--json"],
+        [*judged, "-o", "again", "--like", "audit"],
+        ["screen", str(source), "-o", "screen.csv", *more],
+        ["screen", str(source), "--json", *more],
+        ["check", str(source), "--json", *more],
+        ["raters", str(source), "-o", "raters", "--json", *more],
+    ):
+        assert main(words) == 0, capfd.readouterr().err
+        said = capfd.readouterr()
+        told += said.out + said.err
+    assert "already finished" in told
+    assert len(re.findall("case-[0-9a-f]{12}", (outside / "screen.csv").read_text())) >= 20
+    hidden = (FOLDER, CASE, GROUP, "Anna", "ller", "Sohn", "scans")
+    for word in hidden:
+        assert word not in told, [line for line in told.splitlines() if word in line][:5]
+    assert _holding(outside, *hidden) == {}
+    assert json.loads((outside / "audit" / "audit.json").read_text())["records"][0]["label"].startswith(
+        "DATA/"
+    )
+    first = next(path for path in probs.iterdir() if path.is_file())
+    first.write_bytes(first.read_bytes() + b"more")
+    assert main([*judged, "-o", "audit"]) == 2, "the files are the same no more"
+
+
+def test_a_listed_file_that_is_missing(outside, capfd, tmp_path):
+    root = tmp_path / f"{FOLDER} Anna"
+    root.mkdir()
+    (root / "list.csv").write_text(f'id,image,label\n1,"{GROUP} scans/{CASE}, A.png",x.png\n')
+    assert main(["check", str(root / "list.csv"), "--phi-safe", str(tmp_path / "names.json")]) == 3
+    told = "".join(capfd.readouterr())
+    assert "does not exist" in told
+    for word in (FOLDER, GROUP, CASE, "scans", ", A"):
+        assert word not in told
+
+
+def test_work_lists_are_refused(outside, capfd, tmp_path):
+    """Before any work is done; they name the real files."""
+    source = _listed(tmp_path / "data", tmp_path / "elsewhere")
+    words = ["audit", str(source), "--probs", str(source.parent / "probs"), "-o", "audit", "--export", "3"]
+    assert main([*words, "--phi-safe", str(tmp_path / "names.json")]) == 2
+    assert "leave out --export" in capfd.readouterr().err
+    assert not (outside / "audit").exists()
+    with pseudonyms(tmp_path / "names.json"), pytest.raises(UsageError, match="name the real files"):
+        write_exports(outside / "audit", find_cases(source), [])
+    assert not (outside / "audit").exists()
+
+
+def test_many_files_are_hidden_quickly(tmp_path):
+    with pseudonyms(tmp_path / "names.json") as names:
+        names.know_place(tmp_path)
+        files = [tmp_path / "scans" / f"{CASE}, Anna {number}.png" for number in range(10_000)]
+        names.know(path.stem for path in files)
+        began = time.process_time()
+        names.know_files(files)
+        shown = names.clean_paths("\n".join(f'"{path}",1' for path in files))
+        assert time.process_time() - began < 5
+    assert CASE not in shown
+    assert len(set(shown.splitlines())) == 10_000
 
 
 def _benchmark(root: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -157,3 +157,73 @@ def test_few_cases_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     probs.check(dataset.cases * 50)
     assert len(asked) == 9  # each says nine tenths of a mask
+
+
+# ---- how many channels there are, and in which order ------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".nii.gz"])
+@pytest.mark.parametrize("shape", [(4, 5, 6), (8, 9)])
+def test_too_many_classes_are_counted(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    """And not taken for a grid that is too fine."""
+    probs = np.full((3, *shape), 1 / 3, np.float32)
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npz":
+        np.savez(path, probabilities=probs)
+    elif suffix == ".npy":
+        np.save(path, probs)
+    else:
+        array = probs.T if len(shape) == 3 else probs.T[:, :, None]
+        nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    folder = ProbsFolder(tmp_path, Dataset(tmp_path, "folders", (CASE,), labels={"background": 0, "one": 1}))
+    with pytest.raises(DataError, match=r"3 classes in an array of shape .*, the data set has 2"):
+        folder(CASE, np.zeros(shape, np.uint8))
+
+
+def _rows(
+    folder: Path, classes: int, *, order: Sequence[int], model: str = "good", wrong: int = 0
+) -> ProbsFolder:
+    """Cases with a band of each class, and probabilities whose channel k is of the class order[k]."""
+    for name in ("labels", "probs"):
+        (folder / name).mkdir(parents=True)
+    cases, rng = [], np.random.default_rng(0)
+    for number in range(12):
+        truth = np.repeat(np.arange(classes), 6)[:, None].repeat(14, 1)
+        truth = np.roll(truth, int(rng.integers(0, 3)), 0)
+        sure = {"good": 0.9, "blind": 0.0}[model]
+        probs = sure * (truth == np.arange(classes)[:, None, None]) + (1 - sure) / classes
+        mask = np.where(truth == 1, 2, np.where(truth == 2, 1, truth)) if number < wrong else truth
+        path = folder / "labels" / f"{number:02d}.nii.gz"
+        nib.save(nib.Nifti1Image(mask.T.astype(np.uint8), np.eye(4)), path)
+        np.save(folder / "probs" / f"{number:02d}.npy", probs[list(order)].astype(np.float32))
+        cases.append(Case(f"{number:02d}", (), path))
+    labels = {
+        name: value for value, name in enumerate(["background", "one", "two", "three", "four"][:classes])
+    }
+    dataset = Dataset(folder, "folders", tuple(cases), labels=labels)
+    found = ProbsFolder(folder / "probs", dataset)
+    found.check(dataset.cases)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("order", "likely"),
+    [
+        ([1, 0], "one, background"),
+        ([1, 2, 0], "one, two, background"),
+        ([0, 2, 1], "background, two, one"),
+        ([4, 0, 1, 2, 3], "four, background, one, two, three"),
+    ],
+)
+def test_channels_in_another_order_are_refused(tmp_path: Path, order: list[int], likely: str) -> None:
+    with pytest.raises(DataError, match=f"seem to be in the order {likely}: so"):
+        _rows(tmp_path, len(order), order=order)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("model", ["good", "blind"])
+@pytest.mark.parametrize("wrong", [0, 7])
+def test_bad_models_and_swapped_masks_are_no_other_order(
+    tmp_path: Path, classes: int, model: str, wrong: int
+) -> None:
+    _rows(tmp_path, classes, order=range(classes), model=model, wrong=wrong if classes > 2 else 0)

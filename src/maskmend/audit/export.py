@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from maskmend import pseudonyms
 from maskmend.audit.cvat import write_cvat
 from maskmend.audit.figures import worst_first
 from maskmend.audit.files import WorkItem, by_id, case_files
@@ -23,8 +24,9 @@ from maskmend.audit.viewers import OpenCommand, open_commands
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Dataset
 from maskmend.data.formats import suffix_of
+from maskmend.errors import UsageError
 
-__all__ = ["FOLDER", "OpenCommand", "open_commands", "write_exports"]
+__all__ = ["FOLDER", "OpenCommand", "open_commands", "refuse_hidden", "write_exports"]
 
 FOLDER = "export"
 SHOWN_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -66,6 +68,19 @@ Open cases with the commands in worklist.csv.
 """
 
 
+def refuse_hidden() -> None:
+    """Work lists name the real files, or nobody could open them: there are none under pseudonyms.
+
+    Raises:
+        UsageError: names are hidden.
+    """
+    if pseudonyms.active():
+        remedy = (
+            "leave out --export; for work lists, audit without --phi-safe into a folder that is not passed on"
+        )
+        raise UsageError("work lists name the real files", "--export, --phi-safe", remedy)
+
+
 def write_exports(
     out: Path | str, dataset: Dataset, records: Sequence[CaseRecord], *, limit: int | None = None
 ) -> list[Path]:
@@ -79,7 +94,11 @@ def write_exports(
 
     Returns:
         The files written.
+
+    Raises:
+        UsageError: names are hidden.
     """
+    refuse_hidden()
     out = Path(out)
     folder, cases = out / FOLDER, by_id(dataset)
     items = [

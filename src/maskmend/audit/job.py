@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from maskmend.audit.judging import NOISE, SUGGESTED
 from maskmend.audit.learnt import LEARNT
 from maskmend.audit.like import ANSWER, STATE, Like, as_before
 from maskmend.audit.opening import open_masks
+from maskmend.audit.sources import ProbsFolder
 from maskmend.config import Config
 from maskmend.data.atomic import write_text
 from maskmend.data.case import Case, Dataset
 from maskmend.errors import UsageError
+from maskmend.pseudonyms import clean_paths
 
 TABLE, PARTS = "audit.csv", "parts.csv"
 FORMAT = "maskmend audit 2"
@@ -126,7 +129,14 @@ def claim(job: Job, overwrite: bool) -> None:
         if changed:
             remedy = "--overwrite begins anew, or give another folder"
             raise UsageError(f"holds an audit with another {', '.join(changed)}", job.out, remedy)
+        state = before | state
     write_text(path, json.dumps(state))
+
+
+def release(job: Job) -> None:
+    """Forget what was claimed where nothing has been done for it: files that were refused may be mended in place."""
+    if not any((job.out / name).exists() for name in _OURS if name not in (STATE, "LOCK")):
+        (job.out / STATE).unlink(missing_ok=True)
 
 
 def _clear(out: Path) -> None:
@@ -145,13 +155,28 @@ def _state(job: Job) -> dict[str, Any]:
     for key in ("workers", "threads", "tensorboard", "picture_every", "checkpoint_every"):
         settings["train"].pop(key)
     settings["audit"].pop("keep_probs")
-    return {
+    state = {
         "format": FORMAT,
         "data set": str(job.dataset.root),
         "source": [job.source, str(job.place.resolve()) if job.place else None, *_told_of(job.like)],
         "configuration": settings,
         "set of files": {case.id: _identity(case) for case in job.cases},
+        **_made_of(job),
     }
+    told: dict[str, Any] = json.loads(clean_paths(json.dumps(state)))  # as it will stand in the file
+    return told
+
+
+def _made_of(job: Job) -> dict[str, Any]:
+    """What tells the probabilities from others in the same place; nothing where they are gone or made here."""
+    if job.place is None or not job.place.is_dir():
+        return {}
+    if job.source == "files":
+        found = ProbsFolder(job.place, job.dataset)
+        return {"set of probabilities": {case.id: _stamps(found.files_of(case.id)) for case in job.cases}}
+    from maskmend.train.run_folder import MODEL, Run
+
+    return {"model": Run.open(job.place).digest()} if (job.place / MODEL).is_file() else {}
 
 
 def _told_of(like: Like | None) -> list[Any]:
@@ -161,5 +186,10 @@ def _told_of(like: Like | None) -> list[Any]:
 
 def _identity(case: Case) -> list[list[int]]:
     """Size and change time of each file: enough to notice a mask that was redrawn."""
-    files = [*case.images, *([case.label] if case.label else []), *([case.ignore] if case.ignore else [])]
+    return _stamps(
+        [*case.images, *([case.label] if case.label else []), *([case.ignore] if case.ignore else [])]
+    )
+
+
+def _stamps(files: Sequence[Path]) -> list[list[int]]:
     return [[stat.st_size, stat.st_mtime_ns] for stat in (file.stat() for file in files)]

@@ -216,7 +216,7 @@ def read_masks(
 
 
 def _apart(first: Geometry, grid: Geometry, *, by_voxels: bool) -> str:
-    """How the grid of a mask differs from that of the case's first, of its shape; nothing where voxels can be compared."""
+    """How a mask's grid differs from that of the case's first, of one shape; "" where voxels can be compared."""
     error = None if by_voxels else corner_error_mm(first, grid)
     if error is None or error <= TOLERANCE_MM:
         return ""

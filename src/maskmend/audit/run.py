@@ -20,9 +20,9 @@ from maskmend import pseudonyms
 from maskmend.audit import estimate
 from maskmend.audit.dataset_level import Totals, budget
 from maskmend.audit.estimate import Auditor
-from maskmend.audit.export import write_exports
+from maskmend.audit.export import refuse_hidden, write_exports
 from maskmend.audit.folds import CACHE, PROBS, judge_by_folds, predict_cases
-from maskmend.audit.job import PARTS, TABLE, Job, claim, make_job
+from maskmend.audit.job import PARTS, TABLE, Job, claim, make_job, release
 from maskmend.audit.judging import PART_COLUMNS, CaseWork, mixed_up, part_rows, table_rows, usual_offsets
 from maskmend.audit.kept import kept
 from maskmend.audit.learnt import LEARNT, Learnt, fold_numbers
@@ -40,7 +40,7 @@ from maskmend.data.atomic import write_text
 from maskmend.data.case import Case
 from maskmend.data.dataset import folds
 from maskmend.data.owner import sweep
-from maskmend.errors import Interrupted, UsageError
+from maskmend.errors import DataError, Interrupted, UsageError
 from maskmend.fanout import Mapper, most_processes, spread
 from maskmend.plain import plain
 from maskmend.progress import bar, message
@@ -93,10 +93,12 @@ def audit(
         What is in `audit.json`: "facts", "records" worst first, and the paths "table" and "report".
 
     Raises:
-        UsageError: `out` holds another audit, or options exclude one another.
+        UsageError: `out` holds another audit, or options exclude one another; work lists under pseudonyms.
         DataError: faults of the data or of the probabilities. Interrupted: Ctrl-C; the same call goes on.
     """
     out, config = Path(out), config or Config()
+    if export:
+        refuse_hidden()
     if like is not None and out.resolve() == Path(like).resolve():
         raise UsageError("is the earlier audit itself", out, "give another folder for what comes later")
     before = None if like is None else open_like(Path(like), run, probs)
@@ -113,6 +115,9 @@ def audit(
                 answer = _audited(job, workers, processes)
             except KeyboardInterrupt:
                 raise Interrupted("stopped", out, "the same command goes on from there") from None
+            except (DataError, UsageError):
+                release(job)
+                raise
         if warning := answer["facts"].get("warning"):
             message(f"warning: {warning}")
         if export:

@@ -14,9 +14,11 @@ from typing import IO
 import numpy as np
 
 from maskmend import pseudonyms
+from maskmend.audit.channels import Order, agreement, disagree, other_order
 from maskmend.audit.looks import read_mask
 from maskmend.audit.store import Store
 from maskmend.data.case import Case, Dataset
+from maskmend.data.formats import ExtraAxes
 from maskmend.data.images import read_image
 from maskmend.errors import DataError, ResourceError, UsageError
 
@@ -29,6 +31,8 @@ KEYS = ("probabilities", "softmax", "probs", "pred", "arr_0")
 NEAR_ONE = 0.02
 AT_ONCE = 1 << 15  # voxels that are checked together
 MOST_ASKED = 40  # cases that are asked how arrays lie
+LEAST_ASKED = 5  # cases; fewer may all be wrong
+MOST_NAMED = 10  # classes
 DECIDED = 8.0  # whole masks that speak for one way, from which no more are asked
 
 
@@ -72,32 +76,63 @@ class ProbsFolder:
     def check(self, cases: Sequence[Case]) -> None:
         """Refuse a folder in which cases are missing, before any work is done, and see how its arrays lie.
 
+        So is one whose channels are in another order than the classes, by what agrees with the masks.
+
         Raises:
             DataError: names the first cases without probabilities, or says what is wrong with those looked at.
         """
-        missing = [case.id for case in cases if not self._find(case.id)]
+        missing = [case.id for case in cases if not self.files_of(case.id)]
         if missing:
             there = ", ".join(list(self.files)[:3]) or "nothing"
             shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             fact = f"no probabilities for {len(missing)} of {len(cases)} cases: {shown}; there is {there}"
             names = f"{missing[0]}.npz, {missing[0]}.npy, {missing[0]}.nii.gz or {missing[0]}_0.nii.gz ..."
             raise DataError(fact, self.folder, f"name them {names}")
-        if self.turned is None and self.axes == "auto":
-            self.turned = self._most_lie_xyz(cases)
+        self._look_at(cases)
 
-    def _most_lie_xyz(self, cases: Sequence[Case]) -> bool:
-        """How arrays of some cases lie, and so how all do: one program wrote them, while any mask may be wrong."""
-        gain, order = 0.0, np.random.default_rng(0).permutation(len(cases))  # wrong masks may come in a row
-        for case in (cases[number] for number in order[:MOST_ASKED]):
+    def _look_at(self, cases: Sequence[Case]) -> None:
+        """How some cases' arrays lie and their channels follow is how all do: one program wrote them.
+
+        Any mask may be wrong, so up to `MOST_ASKED` are asked; few where these agree.
+        """
+        turned = self.turned if self.axes == "auto" else self.axes == "xyz"
+        gain, found = 0.0, None
+        ways: tuple[list[np.ndarray], list[np.ndarray]] = (
+            [],
+            [],
+        )  # agreement as the arrays lie, and turned round
+        order = np.random.default_rng(0).permutation(len(cases))  # wrong masks may come in a row
+        for number, case in enumerate((cases[one] for one in order[:MOST_ASKED]), 1):
             label = read_mask(case, self.dataset)[2]
             probs, path = self._read(case, label)
-            straight, turned = _fit(probs, label)
-            if path.suffix not in ARRAYS or straight != turned:
-                return turned and not straight
-            gain += _gain(probs, label) if straight else 0
-            if abs(gain) > DECIDED:
-                break
-        return gain > 0
+            fits = _fit(probs, label)
+            for way in np.flatnonzero(fits):
+                ways[way].append(agreement(probs, label.T if way else label))
+            if turned is None and (path.suffix not in ARRAYS or fits[0] != fits[1]):
+                turned = fits[1] and not fits[0]
+            elif turned is None:
+                gain += _gain(probs, label) if fits[0] else 0
+                turned = gain > 0 if abs(gain) > DECIDED else None
+            if turned is not None and number >= LEAST_ASKED:
+                found = _order_of(ways[turned], ways[not turned] if self.axes == "auto" else [])
+                if found is None:
+                    break
+        turned = gain > 0 if turned is None else turned
+        if self.axes == "auto":
+            self.turned = turned
+        if found := found or _order_of(ways[turned], ways[not turned] if self.axes == "auto" else []):
+            raise self._other_order(found)
+
+    def _other_order(self, found: Order) -> DataError:
+        names = list(self.dataset.labels)
+        fact = (
+            f"the channels seem to be in the order {_listed([names[one] for one in found.classes])}: so they agree "
+            f"with the masks (mean Dice {found.agreed:.2f}), and not in that of the classes ({found.given:.2f})"
+        )
+        remedy = (
+            f"save them in the order {_listed(names)}; if they are, the masks' values mean other classes: "
+        )
+        return DataError(fact, self.folder, f"{remedy}data.labels={{name: value, ...}} says which")
 
     def __call__(self, case: Case, label: np.ndarray) -> np.ndarray:
         """The probabilities of a case, as its mask (*S) of class indices lies.
@@ -109,21 +144,21 @@ class ProbsFolder:
 
     def _read(self, case: Case, label: np.ndarray) -> tuple[np.ndarray, Path]:
         """(K, *S) as they lie in the file, and the file."""
-        found = self._find(case.id)
+        found = self.files_of(case.id)
         if not found:
             raise DataError("no probabilities", case.id, f"expected in {self.folder}")
-        most_values = len(self.dataset.labels) * label.size
         if len(found) > 1:
-            parts = [self._array(path, 1, most_values) for path in found]
+            parts = [self._array(path, 1, label.size) for path in found]
             shapes = {part.shape for part in parts}
             if len(shapes) > 1:
                 raise DataError(f"files of one case differ in shape: {sorted(shapes)}", found[0])
             probs = np.concatenate(parts)
         else:
-            probs = self._array(found[0], None, most_values)
+            probs = self._array(found[0], None, label.size)
         return self._checked(probs, label, found[0]), found[0]
 
-    def _find(self, case: str) -> list[Path]:
+    def files_of(self, case: str) -> list[Path]:
+        """With the probabilities of a case; none where there are none."""
         names = pseudonyms.active()
         return self._named(case) or (self._named(names.original(case)) if names else [])
 
@@ -150,17 +185,25 @@ class ProbsFolder:
         wanted = range(count) if 0 in found else range(1, count)
         return [found[k] for k in wanted] if found and all(k in found for k in wanted) else []
 
-    def _array(self, path: Path, channels: int | None, most_values: int) -> np.ndarray:
+    def _array(self, path: Path, channels: int | None, voxels: int) -> np.ndarray:
         """(K, *S) as the file means it, or (1, *S)."""
+        labels = list(self.dataset.labels)
         if path.suffix in ARRAYS:
-            array = _load(path, most_values)
+            array = _load(path, labels, voxels)
         else:
-            count = channels or len(self.dataset.labels)
             try:
-                array = read_image(path, channels=count)[0]
+                array = read_image(path, channels=channels or len(labels))[0]
             except DataError:
-                array = read_image(path)[0]
+                array = self._one_channel(path, voxels)
         return array[None] if channels == 1 and array.shape[0] != 1 else array
+
+    def _one_channel(self, path: Path, voxels: int) -> np.ndarray:
+        try:
+            return read_image(path)[0]
+        except ExtraAxes as fault:
+            if prod(fault.axes[:-1]) != voxels:
+                raise
+            raise _miscounted(fault.axes[-1], fault.axes, list(self.dataset.labels), path) from None
 
     def _checked(self, probs: np.ndarray, label: np.ndarray, path: Path) -> np.ndarray:
         classes = len(self.dataset.labels)
@@ -171,10 +214,7 @@ class ProbsFolder:
         if len(probs) == classes - 1:
             probs = np.concatenate([np.clip(1 - probs.sum(axis=0, keepdims=True), 0, 1), probs])
         if len(probs) != classes:
-            fact = f"{len(probs)} classes in an array of shape {probs.shape}, the data set has {classes}"
-            raise DataError(
-                fact, path, f"classes come first, in this order: {', '.join(self.dataset.labels)}"
-            )
+            raise _miscounted(len(probs), probs.shape, list(self.dataset.labels), path)
         return _probabilities(probs, path)
 
     def _oriented(self, probs: np.ndarray, path: Path, label: np.ndarray) -> np.ndarray:
@@ -197,6 +237,16 @@ def _fit(probs: np.ndarray, label: np.ndarray) -> tuple[bool, bool]:
     return probs.shape[1:] == label.shape, probs.shape[1:] == label.shape[::-1]
 
 
+def _order_of(found: Sequence[np.ndarray], other_way: Sequence[np.ndarray]) -> Order | None:
+    """By the agreement of some cases; how they lie was judged by a channel, so the other way is looked at, too."""
+    if len(found) < LEAST_ASKED:
+        return None
+    order = other_order(found)
+    if order is None and len(other_way) == len(found) and disagree(found):
+        order = other_order(other_way)
+    return order
+
+
 def _gain(probs: np.ndarray, label: np.ndarray) -> float:
     """By how much more of a mask probabilities that fit either way bear out when they are turned, in [-1, 1]."""
     drawn = label > 0
@@ -204,7 +254,17 @@ def _gain(probs: np.ndarray, label: np.ndarray) -> float:
     return (straight - turned) / max(int(np.count_nonzero(drawn)), 1)
 
 
-def _load(path: Path, most_values: int) -> np.ndarray:
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+
+
+def _miscounted(count: int, shape: Sequence[int], labels: Sequence[str], path: Path) -> DataError:
+    fact = f"{count} classes in an array of shape {tuple(shape)}, the data set has {len(labels)}"
+    where = "first" if path.suffix in ARRAYS else "on the last axis"
+    return DataError(fact, path, f"classes come {where}, in this order: {', '.join(labels)}")
+
+
+def _load(path: Path, labels: Sequence[str], voxels: int) -> np.ndarray:
     """The array of a .npy file, or the one of a .npz archive that holds probabilities.
 
     The array's own header is read first: Python objects (pickles) and more values than the case can have are
@@ -213,12 +273,12 @@ def _load(path: Path, most_values: int) -> np.ndarray:
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                _guard(file, path, most_values)
+                _guard(file, path, labels, voxels)
             return np.asarray(np.load(path, allow_pickle=False))
         with zipfile.ZipFile(path) as archive:
             member = _member(archive, path)
             with archive.open(member) as packed:
-                _guard(packed, path, most_values)
+                _guard(packed, path, labels, voxels)
             with archive.open(member) as packed:
                 return np.lib.format.read_array(packed, allow_pickle=False)
     except (
@@ -244,7 +304,7 @@ def _member(archive: zipfile.ZipFile, path: Path) -> str:
     return f"{key}.npy"
 
 
-def _guard(file: IO[bytes], path: Path, most_values: int) -> None:
+def _guard(file: IO[bytes], path: Path, labels: Sequence[str], voxels: int) -> None:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"format {version}")
@@ -256,7 +316,11 @@ def _guard(file: IO[bytes], path: Path, most_values: int) -> None:
         )
     if dtype.kind not in "biuf" or dtype.itemsize > 16:
         raise DataError(f"holds {str(dtype)[:40]} values, which are no probabilities", path)
+    most_values = len(labels) * voxels
     if prod(shape) > most_values:
+        for count in (shape[0], shape[-1]):
+            if count * voxels == prod(shape):
+                raise _miscounted(count, shape, labels, path)
         fact = f"claims {' x '.join(map(str, shape))} values; the case has {most_values:,}"
         raise ResourceError(fact, path, "export the probabilities on the image's own grid")
 

@@ -76,6 +76,12 @@ class Case:
     site: str | None = None
     rater: str | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is on disk of it."""
+        masks = (self.label, *self.raters.values(), self.ignore)
+        return (*self.images, *(mask for mask in masks if mask is not None))
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -97,6 +97,7 @@ def hidden(cases: Iterable[Case]) -> list[Case]:
         return list(cases)
     cases = list(cases)
     names.know(case.id for case in cases)
+    names.know_files(file for case in cases for file in case.files)
     renamed = [
         replace(
             case,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from maskmend import pseudonyms
 from maskmend.data.case import Dataset
 from maskmend.errors import DataError, ResourceError, UsageError, UserError, shown
 
@@ -207,7 +208,9 @@ def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def short_name(file: Path | None) -> str | None:
-    """Folder and file name: enough to find it, without the machine's paths."""
+    """Folder and file name: enough to find it, without the machine's paths; without names while these are hidden."""
+    if file and pseudonyms.active():
+        return pseudonyms.clean_paths(str(file.absolute()))
     return f"{file.parent.name}/{file.name}" if file else None
 
 

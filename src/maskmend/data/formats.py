@@ -203,6 +203,12 @@ def guard_size(shape: tuple[int, ...], path: Path, limits: Limits, *, flat: bool
         )
 
 
+class ExtraAxes(DataError):
+    """More axes than an image has; `axes` are those of the file, (x, y, z, ...)."""
+
+    axes: tuple[int, ...] = ()
+
+
 def spatial_axes(dims: tuple[int, ...], path: Path, limits: Limits) -> tuple[tuple[int, ...], int]:
     """Split stored axes (x, y, z, ..., slowest last) into the spatial ones and the number of channels.
 
@@ -210,7 +216,7 @@ def spatial_axes(dims: tuple[int, ...], path: Path, limits: Limits) -> tuple[tup
     counts as channels only when the caller says how many there are.
 
     Raises:
-        DataError: a fourth axis that nobody called channels, or fewer than two axes.
+        ExtraAxes: a fourth axis that nobody called channels. DataError: fewer than two axes.
     """
     axes = _squeezed(dims)
     if limits.channels and limits.channels > 1 and len(axes) >= 4 and axes[-1] == limits.channels:
@@ -219,11 +225,13 @@ def spatial_axes(dims: tuple[int, ...], path: Path, limits: Limits) -> tuple[tup
             return core, limits.channels
     if len(axes) > 3:
         size = " x ".join(map(str, axes))
-        raise DataError(
+        fault = ExtraAxes(
             f"has {len(axes)} axes ({size}) where 2 or 3 are expected",
             path,
             f"if the last axis is channels, name all {axes[-1]} in data.channels=[...]; if time, split it",
         )
+        fault.axes = axes
+        raise fault
     if len(axes) < 2:
         raise DataError(f"has {len(axes)} axes, an image has 2 or 3", path)
     return axes, 1

@@ -68,7 +68,9 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             names.know([value for key, value in row.items() if key == "id"])
             names.know([value for key, value in row.items() if key == "group"], "patient")
             names.know([value for key, value in row.items() if key == "site"], "site")
-            names.know([stem_of(value) for key, value in row.items() if key not in _NO_FILES and value])
+            files = [value for key, value in row.items() if key not in _NO_FILES and value]
+            names.know(map(stem_of, files))
+            names.know_written(files)
     return columns, rows
 
 
