@@ -160,6 +160,10 @@ def test_of_very_many_the_largest_are_told_and_specks_are_left_out() -> None:
 def test_nothing_drawn_and_nothing_suggested_has_no_parts() -> None:
     empty = np.zeros((9, 9), np.uint8)
     assert not list(parts(empty, empty, 1, (1.0, 1.0)))
+    speck = empty.copy()
+    speck[4, 3:6] = 1
+    assert not list(parts(empty, speck, 1, (1.0, 1.0)))
+    assert [one.present for one in parts(speck, empty, 1, (1.0, 1.0))] == [True]
 
 
 def test_where_the_label_is_not_known_nothing_is_held_against_a_part() -> None:

@@ -104,6 +104,8 @@ def parts(
         numbered = np.where(missed, more + drawn, numbered)
         sizes, apart = np.bincount(numbered.ravel()), np.concatenate([apart, np.ones(count, bool)])
     sizes[0] = 0
+    if not sizes.any():  # a speck that is suggested where nothing is drawn
+        return
     corner = [one.start for one in near]
     places, wide = ndimage.find_objects(numbered), ndimage.find_objects(union)
     least = min(LEAST_PART, int(sizes.max()))
