@@ -181,7 +181,7 @@ def _labelled(root: Path, *rows: list[int]) -> Path:
     ("rows", "message"),
     [
         ([[0, 255], [0, 0]], r"foreground: 255"),
-        ([[0, 1, 255], [0, 1, 1]], r"data\.ignore=255, or data\.labels="),
+        ([[0, 1, 255], [0, 1, 1]], r"data\.ignore=255 or data\.labels="),
         (
             [[0] * 300 + list(range(1, 144)), [0]],
             r"144 values: saved as JPEG or resized with interpolation\?",
