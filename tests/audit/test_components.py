@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from skimage.measure import label as connected
 from tests.audit.conftest import noise_field
 
 from maskmend.audit.components import Part, components, parts
-from maskmend.audit.estimate import Opinion, mask_dice
+from maskmend.audit.estimate import Opinion, fit, mask_dice
 from maskmend.audit.evidence import gather
 from maskmend.audit.kinds import case_kind, class_kinds
 from maskmend.audit.look import look_at
@@ -200,6 +201,20 @@ def test_intervals_of_a_class_go_by_its_own_answers_where_there_are_enough() -> 
     few = SelfCheck(tuple(answers[:30]), 0.3)
     assert few.class_interval(1, 0.7) == few.class_interval(2, 0.7)
     assert SelfCheck((), 0.3).class_interval(1, 0.7) == (0.0, 1.0)
+
+
+def test_intervals_are_wider_where_no_mask_is_exact(make_world: Callable[..., Any]) -> None:
+    """Two annotators agree to .85, so each is off by half of the rest; as far as images do not bear out the models."""
+    answers = tuple(answer("sound", [(1, 0.7, 0.7)], 0.7, 0.7) for _ in range(50))
+    for check in (SelfCheck(answers, 0.3), SelfCheck(answers, 0.3, 0.06)):
+        for low, high in (check.interval(0.7), check.class_interval(1, 0.7), check.part_interval(1, 0.7)):
+            assert (0.7 - low, high - 0.7) == pytest.approx((check.inexact, check.inexact))
+    assert SelfCheck(answers, 0.3, 0.06).interval(0.98)[1] == 1.0
+    world = make_world(12)
+    auditor = fit(world.looks, world.ids)
+    for backing in (0.2, 1.0):
+        found = SelfCheck.of(auditor, world.looks, world.ids, backing=backing).inexact
+        assert found == pytest.approx(0.075 * (1 - backing))
 
 
 def test_intervals_weigh_flawed_and_sound_answers_by_how_common_they_are() -> None:

@@ -12,6 +12,7 @@ import pytest
 from maskmend.audit.calibration import Calibration
 from maskmend.audit.estimate import fit
 from maskmend.audit.evidence import gather
+from maskmend.audit.injection import inject
 from maskmend.audit.look import LEAST, Look, look_at
 
 FAINT = 0.03
@@ -55,6 +56,19 @@ def test_nothing_stays_nothing_however_unsure_the_model_shall_be(make_world: Cal
         found = Calibration(scale, np.array([0, bias, bias], np.float32))(look).probs
         assert (found[1:, nothing] == np.float32(LEAST)).all()
         assert (found[0, nothing] == 1).all()
+
+
+def test_errors_made_on_purpose_go_by_the_size_of_what_is_drawn(make_world: Callable[..., Any]) -> None:
+    """The same draws make the same errors, whatever the unit."""
+    world, same = make_world(1, size=48), []
+    for seed in range(60):
+        masks = []
+        for unit in (1.0, 64.0):
+            look = replace(world, spacing_mm=(unit, unit)).look(world.ids[0])
+            error = inject(look, np.random.default_rng(seed))
+            masks.append(np.zeros(1) if error is None else error[0])
+        same.append(np.array_equal(*masks))
+    assert np.mean(same) > 0.95
 
 
 def verdicts(world: Any, **how: Any) -> np.ndarray:
