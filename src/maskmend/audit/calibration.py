@@ -45,7 +45,8 @@ class Calibration:
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=0)
         nothing = look.probs[1:].max(axis=0) <= LEAST  # and stays so, however unsure the model shall be
-        logits[0, nothing], logits[1:, nothing] = 1, LEAST
+        for k, plane in enumerate(logits):
+            np.copyto(plane, np.float32(LEAST if k else 1), where=nothing)
         if look.valid is not None:
             logits[0, ~look.valid], logits[1:, ~look.valid] = 1, 0
         return look.with_probs(np.clip(logits, LEAST, 1, out=logits))
