@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST_GIVEN, LEAST_AGREED = (
-    0.3,
-    0.6,
-)  # mean Dice of the classes in question, as they are and in the other order
+MOST_GIVEN = 0.3  # mean Dice of the classes in question as they are
+LEAST_AGREED = 0.6  # and in the other order
 MOST_VOXELS = 1 << 17  # of a case, spread over it: enough for a Dice to two digits
 
 

@@ -67,11 +67,16 @@ class Part:
         """(*P) what a mask (*B) of class indices has on its ground; 0 elsewhere."""
         return np.where(self.ground, mask[self.box], 0)
 
-    def dice(self, opinion: Opinion, suggested: np.ndarray) -> float:
-        """Estimated Dice of the mask there; of a part that is doubted as a whole how likely the mask is right."""
+    def dice(self, opinion: Opinion, suggested: np.ndarray, alone: Opinion | None = None) -> float:
+        """Estimated Dice of the mask there; of a part that is doubted as a whole how likely the mask is right.
+
+        Args:
+            opinion: of the case. suggested: (*B). alone: `opinion` of this part, where it is known already.
+        """
         if self.apart:
             return 1 - self.doubt(opinion)
-        return float(self.opinion(opinion).dice(self.within(suggested))[self.index - 1])
+        alone = alone or self.opinion(opinion)
+        return float(alone.dice(self.within(suggested))[self.index - 1])
 
     def doubt(self, opinion: Opinion) -> float:
         """How likely its voxels are wrong, on average."""
@@ -106,6 +111,8 @@ def parts(
     sizes[0] = 0
     if not sizes.any():  # a speck that is suggested where nothing is drawn
         return
+    everywhere = np.zeros(given.shape, numbered.dtype)
+    everywhere[near] = numbered
     corner = [one.start for one in near]
     places, wide = ndimage.find_objects(numbered), ndimage.find_objects(union)
     least = min(LEAST_PART, int(sizes.max()))
@@ -118,20 +125,9 @@ def parts(
             slice(max(one.start + c - r, 0), min(one.stop + c + r, size))
             for one, c, r, size in zip(around, corner, far, given.shape, strict=True)
         )
-        there = _cut(numbered, near, box)
+        there = everywhere[box]
         present, ground = number <= drawn, _nearest(there, spacing_mm) == number
         yield Part(index, present, bool(apart[number]), there == number, box, ground)
-
-
-def _cut(numbered: np.ndarray, near: tuple[slice, ...], box: tuple[slice, ...]) -> np.ndarray:
-    """What an array that lies at `near` has in a box (*P); 0 beside it."""
-    out = np.zeros([one.stop - one.start for one in box], numbered.dtype)
-    both = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(near, box, strict=True)]
-    target = tuple(slice(o.start - b.start, o.stop - b.start) for o, b in zip(both, box, strict=True))
-    out[target] = numbered[
-        tuple(slice(o.start - a.start, o.stop - a.start) for o, a in zip(both, near, strict=True))
-    ]
-    return out
 
 
 def _nearest(numbered: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -180,7 +176,7 @@ def _said(part: Part, opinion: Opinion, suggested: np.ndarray) -> _Said:
     kind = class_kind(alone, part.within(suggested), part.index)[0]
     if part.apart and kind != "sound":
         kind = "invented object" if part.present else "missing object"
-    return _Said(part.dice(opinion, suggested), alone.class_wrong_share(part.index), kind)
+    return _Said(part.dice(opinion, suggested, alone), alone.class_wrong_share(part.index), kind)
 
 
 def _record(part: Part, opinion: Opinion, said: _Said, name: str, interval: Interval) -> ComponentRecord:

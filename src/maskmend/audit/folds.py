@@ -209,10 +209,8 @@ def _do(work: Sequence[Fold], workers: int, config: Config) -> None:
             if answer["status"] == "failed":
                 _raise(fold, answer)
             message(f"fold {fold.number + 1} is judged ({done} of {len(work)}), {answer['seconds']:.0f} s")
-    except (
-        KeyboardInterrupt,
-        Interrupted,
-    ):  # in this process the fold's own, which tells how to go on with it alone
+    except (KeyboardInterrupt, Interrupted):
+        # In this process it may be the fold's own, which tells how to go on with it alone.
         raise Interrupted("stopped", None, "the same command goes on from there") from None
     finally:
         pool.close()

@@ -179,11 +179,11 @@ def _of_the_outline(given: np.ndarray, suggested: np.ndarray, classes: int) -> b
     An object or slices that one of them lacks show in no outline that is drawn.
     """
     changed, outside = _differing(given, suggested)
+    if outside <= SAME * changed or float(np.nanmin(mask_dice(given, suggested, classes))) <= SAME:
+        return False
     first, second = given > 0, suggested > 0
     apart = int(np.count_nonzero(parts_apart(first, second) | parts_apart(second, first)))
-    if max(apart, in_slices_apart(first, second, given != suggested)) > SAME * changed:
-        return False
-    return outside > SAME * changed and float(np.nanmin(mask_dice(given, suggested, classes))) > SAME
+    return max(apart, in_slices_apart(first, second, given != suggested)) <= SAME * changed
 
 
 def _differing(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:

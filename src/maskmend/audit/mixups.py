@@ -87,8 +87,7 @@ def elsewhere(traces: Sequence[Trace]) -> dict[str, tuple[str, float]]:
     """Cases whose mask seems to be of another case: to the case that it seems to be of, and how sure.
 
     A mask that two cases share to the voxel is wrong for the one that it fits worse, unless they are the same image
-    twice. Else another case's mask must fit
-    much better than a poor own one whose error has no simple kind.
+    twice. Else another case's mask must fit much better than a poor own one whose error has no simple kind.
     """
     if len(traces) < 2:
         return {}

@@ -36,7 +36,7 @@ from maskmend.audit.rater_figures import (
     rater_figures,
 )
 from maskmend.data.case import Case, Dataset, Geometry
-from maskmend.data.geometry_check import TOLERANCE_MM, corner_error_mm
+from maskmend.data.geometry_check import apart_mm
 from maskmend.data.preprocess import IGNORED
 from maskmend.data.raters import chosen_raters
 from maskmend.errors import DataError, UsageError
@@ -208,26 +208,21 @@ def read_masks(
             )
             raise DataError(fact, path, "export one of them again on the image's grid")
         geometry = geometry or grid
-        if apart := _apart(geometry, grid, by_voxels=dataset.spacing_mm is not None):
-            raise DataError(apart, path, _one_grid(case, names, next(iter(paths.values()))))
+        if dataset.spacing_mm is None and (error := apart_mm(geometry, grid)):
+            fact = (
+                f"lies {error:.3g} mm from another mask of the case at the corners (spacing, origin or direction "
+                "differ)"
+            )
+            raise DataError(fact, path, _one_grid(case, names, next(iter(paths.values()))))
         masks[name] = _indices(label, dataset, path)
     assert geometry is not None
     return masks, geometry
 
 
-def _apart(first: Geometry, grid: Geometry, *, by_voxels: bool) -> str:
-    """How a mask's grid differs from that of the case's first, of one shape; "" where voxels can be compared."""
-    error = None if by_voxels else corner_error_mm(first, grid)
-    if error is None or error <= TOLERANCE_MM:
-        return ""
-    return f"lies {error:.3g} mm from another mask of the case at the corners (spacing, origin or direction differ)"
-
-
 def _one_grid(case: Case, names: Sequence[str], first: Path) -> str:
     """What brings the masks of a case onto one grid."""
-    if (
-        case.images
-    ):  # where there is no labels/, check asks for the raters; named all, none of their cases is left out
+    if case.images:
+        # where there is no labels/, check asks for the raters; named all, none of their cases is left out
         raters = "" if case.label else " " + shlex.quote(f"data.raters=[{','.join(names)}]")
         fix = f"maskmend check DATASET --fix OUT{raters}"
         return f"`{fix}` resamples masks onto the grid of their image, in a copy: compare those"

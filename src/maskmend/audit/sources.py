@@ -97,10 +97,7 @@ class ProbsFolder:
         """
         turned = self.turned if self.axes == "auto" else self.axes == "xyz"
         gain, found = 0.0, None
-        ways: tuple[list[np.ndarray], list[np.ndarray]] = (
-            [],
-            [],
-        )  # agreement as the arrays lie, and turned round
+        ways: list[list[np.ndarray]] = [[], []]  # agreement as the arrays lie, and turned round
         order = np.random.default_rng(0).permutation(len(cases))  # wrong masks may come in a row
         for number, case in enumerate((cases[one] for one in order[:MOST_ASKED]), 1):
             label = read_mask(case, self.dataset)[2]

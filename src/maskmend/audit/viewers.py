@@ -15,7 +15,7 @@ from maskmend.audit.files import CaseFiles
 from maskmend.audit.record import CaseRecord
 from maskmend.data.case import Geometry
 from maskmend.data.formats import suffix_of
-from maskmend.data.geometry_check import TOLERANCE_MM, corner_error_mm
+from maskmend.data.geometry_check import apart_mm
 from maskmend.errors import UserError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
@@ -121,8 +121,7 @@ def _overridden(files: CaseFiles) -> bool:
     own, true = _grid(files, None), _grid(files, files.spacing_mm)
     if own is None or true is None:
         return true is not None
-    error = corner_error_mm(own, true)
-    return error is not None and error > TOLERANCE_MM
+    return apart_mm(own, true) > 0
 
 
 def _napari(record: CaseRecord, files: CaseFiles) -> tuple[str, list[str]]:

@@ -22,8 +22,7 @@ from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.findings import CaseFacts, CheckResult, Finding, Intensity, ordered, short_name
 from maskmend.data.fix import fix as fix
 from maskmend.data.geometry_check import (
-    TOLERANCE_MM,
-    corner_error_mm,
+    apart_mm,
     lost_header,
     position_maps,
     same_space,
@@ -307,8 +306,8 @@ def _compare(case: Case, path: Path, image: Geometry, label: Geometry, limits: _
                 )
             ]
         return [Finding(case.id, "error", 12, text, shape_hint(image.shape, label.shape), name)]
-    error = None if limits.by_voxels else corner_error_mm(image, label)
-    if error is None or error <= TOLERANCE_MM:
+    error = 0.0 if limits.by_voxels else apart_mm(image, label)
+    if not error:
         return []
     text = f"label and image lie {error:.3g} mm apart at the corners (spacing, origin or direction differ)"
     if lost_header(image, label):

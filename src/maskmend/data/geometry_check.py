@@ -26,6 +26,12 @@ def corner_error_mm(image: Geometry, label: Geometry) -> float | None:
     return float(np.linalg.norm(image.corners_mm() - label.corners_mm(), axis=1).max())
 
 
+def apart_mm(first: Geometry, second: Geometry) -> float:
+    """`corner_error_mm` of two grids of one shape; 0 where they lie together but for rounding, or nobody knows."""
+    error = corner_error_mm(first, second)
+    return 0.0 if error is None or error <= TOLERANCE_MM else error
+
+
 def same_space(image: Geometry, label: Geometry) -> bool:
     """True when two grids fill the same box in space within one voxel, in any shape or axis order."""
     if image.affine is None or label.affine is None:

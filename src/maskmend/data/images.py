@@ -23,7 +23,7 @@ from maskmend.data.formats import (
     stem_of,
     suffix_of,
 )
-from maskmend.data.geometry_check import TOLERANCE_MM, corner_error_mm
+from maskmend.data.geometry_check import apart_mm
 from maskmend.errors import DataError, UsageError
 
 __all__ = [
@@ -104,8 +104,7 @@ def require_one_grid(paths: Sequence[Path], headers: Sequence[Header], *, by_vox
     if by_voxels:
         return
     for path, header in zip(paths[1:], headers[1:], strict=True):
-        error = corner_error_mm(headers[0].geometry, header.geometry)
-        if error is not None and error > TOLERANCE_MM:
+        if error := apart_mm(headers[0].geometry, header.geometry):
             fact = (
                 f"channel files lie {error:.3g} mm apart at the corners (spacing, origin or direction differ)"
             )

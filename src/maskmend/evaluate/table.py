@@ -15,7 +15,7 @@ import numpy as np
 
 from maskmend.config import Config
 from maskmend.data.atomic import write_text
-from maskmend.data.geometry_check import TOLERANCE_MM, corner_error_mm, shape_hint
+from maskmend.data.geometry_check import apart_mm, shape_hint
 from maskmend.data.images import read_label
 from maskmend.errors import DataError
 from maskmend.evaluate.metrics import ABSENT, METRICS, ClassMetrics, case_metrics
@@ -290,8 +290,7 @@ def score_pair(
         hint = shape_hint(ref.shape, pred.shape)
         fact = f"the prediction's shape {pred.shape} is not the reference's {ref.shape}"
         raise DataError(fact, pair.pred, hint)
-    error = corner_error_mm(ref_at, pred_at)
-    if error is not None and error > TOLERANCE_MM:
+    if error := apart_mm(ref_at, pred_at):
         fact = f"the prediction lies up to {error:.3g} mm from the reference {pair.ref.name}"
         raise DataError(fact, pair.pred, "resample it to the reference's grid, or restore the header it lost")
     mask = None if pair.ignore is None else read(pair.ignore)[0]
