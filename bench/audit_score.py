@@ -233,7 +233,7 @@ class Held:
 
     def add(self, opinion: Any, suggested: np.ndarray, check: Any) -> None:
         """Look at one case."""
-        from maskmend.audit.components import parts
+        from maskmend.audit.components import parts, sole
         from maskmend.audit.estimate import mask_dice
         from maskmend.audit.estimate import mean_dice as mean_known
 
@@ -246,10 +246,12 @@ class Held:
             if np.isfinite(a) and np.isfinite(b):
                 self._add("class_interval", a, b, check.class_interval(k, a))
             every = list(parts(given, suggested, k, look.spacing_mm))
-            for part in every if len(every) > 1 else []:
+            for part in [] if sole(every) else every:
                 a = part.dice(opinion, suggested)
                 b = float(mask_dice(part.within(given), part.within(truth), look.classes)[k - 1])
-                self._add("part_interval", a, b if np.isfinite(b) else 1.0, check.part_interval(k, a))
+                self._add(
+                    "part_interval", a, b if np.isfinite(b) else 1.0, check.part_interval(k, a, part.apart)
+                )
 
     def _add(self, what: str, estimated: float, true: float, ends: tuple[float, float]) -> None:
         self.found[what].append((estimated, true, *ends))

@@ -26,8 +26,8 @@ from maskmend.boxes import bounding_box
 MOST = 100  # of a class, the largest
 AROUND = 2  # voxels at least that belong to a part beside it
 
-Interval = Callable[[int, float], tuple[float, float]]
-"""Of the true Dice of a part, by the index of its class and the estimated one."""
+Interval = Callable[[int, float, bool], tuple[float, float]]
+"""Of the true Dice of one of several parts: by the index of its class, the estimated one, and whether it is apart."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,11 @@ def parts(
         yield Part(index, present, bool(apart[number]), there == number, box, ground)
 
 
+def sole(every: Sequence[Part]) -> bool:
+    """Whether these are no parts: one that is all there is of its class, of which all is said already."""
+    return len(every) == 1 and not every[0].apart
+
+
 def _nearest(numbered: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """Each voxel's nearest number above 0 (*P), from numbers (*P)."""
     most = int(numbered.max())
@@ -150,40 +155,45 @@ def components(
         opinion: of the case.
         suggested: (*B).
         classes: what is said of each foreground class; the same is said of its only part.
-        interval: of the true Dice.
+        interval: of the true Dice of one of several.
     """
     look, found = opinion.look, list[ComponentRecord]()
     for index, one in enumerate(classes, 1):
         every = list(parts(look.label, suggested, index, look.spacing_mm))
-        if len(every) == 1 and not every[0].apart and one.estimated_dice is not None:
-            said = _Said(one.estimated_dice, one.wrong_share, one.kind)
-            found.append(_record(every[0], opinion, said, one.name, interval))
+        if sole(every) and one.estimated_dice is not None:
+            assert one.dice_low is not None
+            assert one.dice_high is not None
+            said = _Said(one.estimated_dice, one.dice_low, one.dice_high, one.wrong_share, one.kind)
+            found.append(_record(every[0], opinion, said, one.name))
         else:
             found += [
-                _record(part, opinion, _said(part, opinion, suggested), one.name, interval) for part in every
+                _record(part, opinion, _said(part, opinion, suggested, interval), one.name) for part in every
             ]
     return tuple(sorted(found, key=lambda one: (one.quality, -one.voxels)))
 
 
 class _Said(NamedTuple):
     quality: float
+    low: float
+    high: float
     wrong_share: float
     kind: Kind
 
 
-def _said(part: Part, opinion: Opinion, suggested: np.ndarray) -> _Said:
+def _said(part: Part, opinion: Opinion, suggested: np.ndarray, interval: Interval) -> _Said:
     alone = part.opinion(opinion)
     kind = class_kind(alone, part.within(suggested), part.index)[0]
     if part.apart and kind != "sound":
         kind = "invented object" if part.present else "missing object"
-    return _Said(part.dice(opinion, suggested, alone), alone.class_wrong_share(part.index), kind)
+    quality = part.dice(opinion, suggested, alone)
+    low, high = interval(part.index, quality, part.apart)
+    return _Said(quality, low, high, alone.class_wrong_share(part.index), kind)
 
 
-def _record(part: Part, opinion: Opinion, said: _Said, name: str, interval: Interval) -> ComponentRecord:
+def _record(part: Part, opinion: Opinion, said: _Said, name: str) -> ComponentRecord:
     starts = zip(part.box, opinion.look.box, strict=True)
     places = np.argwhere(part.here) + [a.start + b.start for a, b in starts]
     middle = places[np.square(places - places.mean(0)).sum(1).argmin()]
-    low, high = interval(part.index, said.quality)
     return ComponentRecord(
         name=name,
         present=part.present,
@@ -191,8 +201,8 @@ def _record(part: Part, opinion: Opinion, said: _Said, name: str, interval: Inte
         probability=round(part.doubt(opinion), 4) if part.apart else 0.0,
         centre=tuple(map(int, middle)),
         quality=round(said.quality, 4),
-        quality_low=round(low, 4),
-        quality_high=round(high, 4),
+        quality_low=round(said.low, 4),
+        quality_high=round(said.high, 4),
         wrong_share=round(said.wrong_share, 4),
         kind=said.kind,
     )

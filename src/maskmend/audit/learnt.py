@@ -34,7 +34,7 @@ from maskmend.plain import plain
 from maskmend.pseudonyms import clean_paths
 
 LEARNT = "learnt.safetensors"
-FORMAT = "maskmend learnt 4"
+FORMAT = "maskmend learnt 5"
 Arrays = Mapping[str, np.ndarray]
 Share = Annotated[float, Field(ge=0, le=1)]
 

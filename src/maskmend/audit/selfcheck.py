@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from maskmend.audit.components import parts
+from maskmend.audit.components import parts, sole
 from maskmend.audit.estimate import AGREED, Auditor, Looks, Opinion, mask_dice, mean_dice
 from maskmend.audit.injection import inject, invented
 from maskmend.audit.kinds import case_kind
@@ -27,6 +27,7 @@ PER_CASE = 2
 LEVEL = 0.9
 NEIGHBOURS = 40
 PARTS = 5  # of a class and answer
+UNSEEN = 5.0  # answers beside those of parts, of which the exam sees few
 INEXACT = (1 - AGREED) / 2  # two annotators agree so far, so each of them is off by half of the rest
 WEAK = 0.8
 """AUROC of the exam below which the audit's counts are not believed: models that cannot tell made-up errors from sound
@@ -47,7 +48,8 @@ class Answer:
         mended: true Dice of the suggested mask.
         noise, wrong: expected and true number of wrong voxels.
         classes: (index, estimated Dice, true Dice) of each class that has both.
-        parts: the same of connected parts of classes, at most 5 of a class.
+        parts: the same of connected parts of classes that have several, at most 5 of a class.
+        apart: the same of those that are doubted as a whole.
     """
 
     quality: float
@@ -60,6 +62,7 @@ class Answer:
     wrong: int
     classes: tuple[Pair, ...] = ()
     parts: tuple[Pair, ...] = ()
+    apart: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,23 @@ class Pairs:
             return self
         return Pairs(self.index[own], self.estimated[own], self.off[own], self.weight[own])
 
-    def interval(self, quality: float) -> tuple[float, float]:
-        """The 90 % interval of the true Dice where the estimated one is `quality`, by the 40 nearest."""
+    def interval(self, quality: float, unseen: float = 0.0) -> tuple[float, float]:
+        """The 90 % interval of the true Dice where the estimated one is `quality`, by the 40 nearest.
+
+        Args:
+            quality: the estimated Dice.
+            unseen: so many more answers are thinkable beside all of these: all right, as often as the estimate says,
+                or all wrong. Few answers say little beside them.
+        """
         if not len(self.estimated):
             return 0.0, 1.0
         near = np.argsort(np.abs(self.estimated - quality), kind="stable")[:NEIGHBOURS]
-        low, high = (_quantile(self.off[near], self.weight[near], (1 + side * LEVEL) / 2) for side in (-1, 1))
+        off, weight = self.off[near], self.weight[near]
+        if unseen:
+            each = unseen * float(weight.mean()) * len(near) / len(self.off)
+            off = np.append(off, [1 - quality, -quality])
+            weight = np.append(weight, [each * quality, each * (1 - quality)])
+        low, high = (_quantile(off, weight, (1 + side * LEVEL) / 2) for side in (-1, 1))
         return float(np.clip(quality + min(low, 0), 0, 1)), float(np.clip(quality + max(high, 0), 0, 1))
 
 
@@ -146,9 +160,15 @@ class SelfCheck:
         """The same of a class by itself."""
         return self._wider(self._classes.of_class(index).interval(dice))
 
-    def part_interval(self, index: int, dice: float) -> tuple[float, float]:
-        """The same of a connected part of a class."""
-        return self._wider(self._parts.of_class(index).interval(dice))
+    def part_interval(self, index: int, dice: float, apart: bool) -> tuple[float, float]:
+        """The same of one of several connected parts of a class.
+
+        Args:
+            index: of the class. dice: estimated.
+            apart: the part is doubted as a whole. It is right or wrong, which has intervals of another kind.
+        """
+        pairs = self._apart if apart else self._parts
+        return self._wider(pairs.of_class(index).interval(dice, UNSEEN))
 
     def _wider(self, ends: tuple[float, float]) -> tuple[float, float]:
         return max(ends[0] - self.inexact, 0.0), min(ends[1] + self.inexact, 1.0)
@@ -165,6 +185,10 @@ class SelfCheck:
     @cached_property
     def _parts(self) -> Pairs:
         return self._weighed([one.parts for one in self.answers])
+
+    @cached_property
+    def _apart(self) -> Pairs:
+        return self._weighed([one.apart for one in self.answers])
 
     def _weighed(self, each: Sequence[Sequence[Pair]]) -> Pairs:
         told = list(zip(each, self._weights().tolist(), strict=True))
@@ -242,6 +266,7 @@ def _answer(opinion: Opinion, backing: float, truth: np.ndarray, true_kind: Kind
     classes, label = opinion.look.classes, opinion.look.label
     suggested, opinion = suggest(opinion), opinion.backed(backing)
     estimated, true = opinion.dice(suggested), mask_dice(label, truth, classes)
+    of_parts = list(_of_parts(opinion, suggested, truth))
     return Answer(
         quality=mean_dice(estimated),
         true_quality=mean_dice(true),
@@ -252,11 +277,12 @@ def _answer(opinion: Opinion, backing: float, truth: np.ndarray, true_kind: Kind
         noise=opinion.look.each * float(opinion.noise.sum()),
         wrong=opinion.look.each * int((label != truth).sum()),
         classes=_pairs(enumerate(zip(estimated, true, strict=True), 1)),
-        parts=_pairs(_of_parts(opinion, suggested, truth, estimated, true)),
+        parts=_pairs(pair for apart, *pair in of_parts if not apart),
+        apart=_pairs(pair for apart, *pair in of_parts if apart),
     )
 
 
-def _pairs(found: Iterable[tuple[int, tuple[float, float]]]) -> tuple[Pair, ...]:
+def _pairs(found: Iterable[Sequence[Any]]) -> tuple[Pair, ...]:
     """Those that have both an estimated and a true Dice."""
     return tuple(
         (index, round(float(a), 4), round(float(b), 4))
@@ -266,18 +292,18 @@ def _pairs(found: Iterable[tuple[int, tuple[float, float]]]) -> tuple[Pair, ...]
 
 
 def _of_parts(
-    opinion: Opinion, suggested: np.ndarray, truth: np.ndarray, estimated: np.ndarray, true: np.ndarray
-) -> Iterator[tuple[int, tuple[float, float]]]:
-    """Estimated and true Dice of the parts of each class, by index of the class; of many a few of all sizes."""
+    opinion: Opinion, suggested: np.ndarray, truth: np.ndarray
+) -> Iterator[tuple[bool, int, tuple[float, float]]]:
+    """Of each class with several parts some of all sizes: whether one is doubted as a whole, index of its class,
+    estimated and true Dice."""
     look = opinion.look
     for index in range(1, look.classes):
         every = list(parts(look.label, suggested, index, look.spacing_mm))
-        if len(every) == 1:
-            yield index, (estimated[index - 1], true[index - 1])
+        if sole(every):
             continue
         for part in every[:: -(-len(every) // PARTS) or 1]:
-            here = mask_dice(part.within(look.label), part.within(truth), look.classes)[index - 1]
-            yield index, (part.dice(opinion, suggested), here if np.isfinite(here) else 1.0)
+            true = mask_dice(part.within(look.label), part.within(truth), look.classes)[index - 1]
+            yield part.apart, index, (part.dice(opinion, suggested), true if np.isfinite(true) else 1.0)
 
 
 def _auroc(flawed: Sequence[float], sound: Sequence[float]) -> float:
