@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
-from tests.audit.conftest import dice
+from tests.audit.conftest import World, dice, noise_field
 
 from maskmend.audit import estimate
 from maskmend.audit.estimate import mean_dice, priority
@@ -171,6 +171,31 @@ def test_sound_data_stay_unaccused(make_world: Callable[..., Any]) -> None:
     _, opinions = judged(world)
     assert sum(one.flawed for one in opinions.values()) < 6
     assert sum(int((suggest(one) != one.look.label).sum()) for one in opinions.values()) < 60
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("doubt", [0.0, 0.05])
+def test_a_moved_mask_stands_out_among_masks_that_the_models_have_drawn_themselves(
+    doubt: float, scale: float
+) -> None:
+    """All other differences are next to nothing, and so would be what errors are measured by; whatever the unit."""
+    rng, world = np.random.default_rng(1), World(spacing_mm=(scale, scale))
+    row, column = np.mgrid[0:96, 0:96]
+    for number in range(40):
+        middle, radius = rng.uniform(35, 60, 2), rng.uniform(12, 20)
+        inside = radius - np.hypot(row - middle[0], column - middle[1]) + noise_field(rng, row.shape, 6)
+        odds = np.clip(2 * (inside + doubt * noise_field(rng, row.shape, 4)), -12, 12)
+        foreground = (1 / (1 + np.exp(-odds))).astype(np.float32)
+        case, truth = f"{number:02d}", (inside > 0).astype(np.uint8)
+        world.probs[case], world.truth[case] = np.stack([1 - foreground, foreground]), truth
+        world.given[case] = np.roll(truth, 8, 1) if number == 7 else truth
+    _, opinions = judged(world)
+    flawed = {case: one.flawed for case, one in opinions.items()}
+    assert flawed.pop("07") > 0.85
+    assert max(flawed.values()) < 0.1
+    moved = opinions["07"]
+    true = dice(world.given["07"], world.truth["07"])
+    assert mean_dice(moved.dice(suggest(moved))) == pytest.approx(true, abs=0.1)
 
 
 def test_voxels_that_are_not_annotated_are_never_wrong(make_world: Callable[..., Any]) -> None:

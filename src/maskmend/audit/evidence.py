@@ -94,9 +94,15 @@ def signed_names(ndim: int) -> tuple[str, ...]:
 
 
 @cache
+def axes_of(columns: int) -> int:
+    """Axes of the images whose `Evidence.signed` has this many columns."""
+    return next(ndim for ndim in (2, 3) if len(signed_names(ndim)) == columns)
+
+
+@cache
 def name_starts(columns: int) -> tuple[int, ...]:
     """Where each name begins in this many columns of `Evidence.signed`."""
-    names = next(names for names in map(signed_names, (2, 3)) if len(names) == columns)
+    names = signed_names(axes_of(columns))
     return tuple(names.index(name) for name in dict.fromkeys(names))
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskmend.audit.evidence import SURPRISES, Evidence, name_starts, signed_names
+from maskmend.audit.evidence import SURPRISES, Evidence, axes_of, name_starts, signed_names
 from maskmend.audit.presence import MOST_MISSED, Presence
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ FEW_EMPTY = 0.2  # share of all masks, below which all empty ones may be wrong; 
 MOST_PRIOR = 5.0  # log odds that the share of empty images can give
 SIZE = -3  # column of `Evidence.signed`
 LEAST_TELLING = 10  # cases that tell, below which others are asked too
+EXACT = 0.002  # of an object's size, by which masks are thought to waver even where models agree perfectly with most
 LOG_SIZE = 6.0  # of what is drawn, whatever the unit: larger middles widen no spread
 LEAST_CASES = 20  # from which conventions are looked for
 
@@ -69,9 +70,13 @@ class Usual:
     def of(cls, cases: Sequence[Evidence], trust: np.ndarray) -> Usual:
         """Weighted median and median deviation: what is left of the flawed does not move them."""
         weight = trust if trust.sum() > 1 else np.ones(len(cases))
+        signed = middle_and_spread(np.stack([case.signed for case in cases]), weight)
+        lengths = signed[1, :, :SIZE]
+        ndim = axes_of(signed.shape[2])
+        np.maximum(lengths, EXACT * np.exp(signed[0, :, SIZE, None] / ndim), out=lengths)
         return cls(
             middle_and_spread(np.stack([case.surprises for case in cases]), weight),
-            middle_and_spread(np.stack([case.signed for case in cases]), weight),
+            signed,
             middle_and_spread(np.stack([case.doubts for case in cases]), np.ones(len(cases))),
             middle_and_spread(
                 np.array([_seen(case) if case.drawn and case.seen else (np.nan, np.nan) for case in cases]),
