@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -41,14 +42,19 @@ class Layer: pass
 class Viewer:
     def __init__(self):
         self.dims, self.seen, Viewer.last = Layer(), [], self
+    def add(self, kind, what, more):
+        layer = Layer()
+        self.seen.append([kind, what, more, layer])
+        return layer
     def add_image(self, array, **more):
-        self.seen.append(["image", list(array.shape), more])
-        return Layer()
+        return self.add("image", list(array.shape), more)
+    def add_points(self, places, **more):
+        return self.add("points", places, more)
     def add_labels(self, array, **more):
-        self.seen.append(["labels", int(array.max()), more])
-        return Layer()
+        return self.add("labels", int(array.max()), more)
 def run():
-    print(json.dumps([Viewer.last.seen, Viewer.last.dims.current_step]))
+    seen = [[*one[:2], one[2] | vars(one[3])] for one in Viewer.last.seen]
+    print(json.dumps([seen, Viewer.last.dims.current_step]))
 """
 """A stand-in that tells what it was given."""
 
@@ -110,8 +116,24 @@ def test_commands_survive_a_posix_shell(tmp_path):
         arrived = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.decode()
         assert tuple(arrived.split("\0")[:-1]) == one.words
     assert commands[0].words == (
-        "itksnap", "-g", str(files.images[0]), "-s", str(files.given), "-o", str(files.suggested), str(files.noise_map),
+        "itksnap", "-g", str(files.noise_map), "-s", str(files.given), "-o", str(files.suggested), str(files.images[0]),
     )  # fmt: skip
+
+
+def test_itk_snap_opens_on_the_image(tmp_path):
+    """It shows the layer in large that is loaded last; only a main image may hold its channels in a fourth axis."""
+    files = volume_files(tmp_path)
+    image, *_, noise = map(str, files.all)
+
+    def words(**more: Any) -> tuple[str, ...]:
+        return open_commands(record("c", shape=(6, 7, 8)), replace(files, **more), windows=False)[0].words
+
+    assert words()[-1] == image
+    assert words(images=(files.images[0], files.all[1]))[-1] == image  # the first channel
+    assert words(noise_map=None, suggested=None) == ("itksnap", "-g", image, "-s", str(files.given))
+    assert words(channels=1)[-1] == image
+    assert words(channels=2)[:3] == ("itksnap", "-g", image)
+    assert words(channels=2)[-1] == noise
 
 
 def test_the_python_in_the_commands_names_the_files(tmp_path):
@@ -135,7 +157,7 @@ def test_the_python_in_the_commands_names_the_files(tmp_path):
 
     exec(code["3D Slicer"], {"slicer": Anything("slicer")})
     assert ("slicer.util.loadVolume", (str(files.images[0]),)) in calls
-    assert ("slicer.util.loadSegmentation", (str(files.suggested),)) in calls
+    assert ("slicer.util.loadSegmentation", (str(files.suggested), {"name": "suggested"})) in calls
     jump = next(args for name, args in calls if name.endswith("JumpSlicesToLocation"))
     affine = nibabel.load(files.images[0]).affine
     expected = nibabel.affines.apply_affine(affine, [told.worst[2], told.worst[1], told.worst[0]])  # type: ignore[index]
@@ -146,8 +168,10 @@ def opened_by_napari(root: Path, told: CaseRecord, files: CaseFiles) -> tuple[li
     """What the window was given, and where it stands: the printed line runs, up to the window."""
     (root / "napari.py").write_text(NAPARI)
     command = next(one for one in open_commands(told, files) if one.tool == "napari")
-    words = [sys.executable, *command.words[1:]]
-    answer = subprocess.run(words, capture_output=True, check=True, cwd=root, text=True)
+    assert (
+        command.words[0] == sys.executable
+    )  # the Python that has the package, be its environment active or not
+    answer = subprocess.run(command.words, capture_output=True, check=True, cwd=root, text=True)
     seen, step = json.loads(answer.stdout)
     return seen, step
 
@@ -160,11 +184,38 @@ def test_napari_commands_load_what_they_say(tmp_path):
     assert [one[:2] for one in seen] == [
         ["image", [1, 24, 30]],
         ["image", [24, 30]],
+        ["points", [[8, 11]]],
         ["labels", 5],
         ["labels", 5],
     ]
-    assert seen[2][2]["name"] == "given"
+    assert [one[2]["name"] for one in seen] == ["image", "noise", "worst place", "suggested", "given"]
     assert step == [8, 11]
+
+
+def test_in_napari_one_sees_which_mask_is_which(tmp_path):
+    """Both in the same colours and as outlines, nobody could tell them apart."""
+    case = flat_case(tmp_path, "p")
+    seen, _ = opened_by_napari(tmp_path, record("p"), CaseFiles(case.images, case.label, case.label))
+    suggested, given = (more for kind, _, more in seen if kind == "labels")
+    assert given["contour"] == 1
+    assert "contour" not in suggested
+    assert 0 < suggested["opacity"] < 0.5  # the image shows through
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.float32, 1)])
+def test_the_noise_map_of_a_sound_mask_looks_empty(tmp_path, dtype, top):
+    """Shown against what stands for 1: viewers stretch what they get, and a doubt of 0.02 would blaze."""
+    files, told = volume_files(tmp_path), record("c", shape=(6, 7, 8))
+    noise = np.zeros((1, 6, 7, 8), dtype)
+    noise[0, 2, 3, 4] = np.array(0.02 * top).astype(dtype)
+    assert files.noise_map is not None
+    write_image(files.noise_map, noise, Geometry((6, 7, 8), (2.0, 1.0, 1.0)))
+    seen, _ = opened_by_napari(tmp_path, told, files)
+    assert seen[1][2]["contrast_limits"] == [0, top]
+    slicer, _ = opened_by_slicer(told, files)
+    look = slicer.util.loadVolume.results["noise"].GetDisplayNode()
+    look.SetWindowLevelMinMax.assert_called_once_with(0, top)
+    look.SetThreshold.assert_called_once_with(pytest.approx(0.05 * top), top)
 
 
 def test_commands_for_files_of_four_axes(tmp_path):
@@ -172,7 +223,11 @@ def test_commands_for_files_of_four_axes(tmp_path):
     told = record("p", shape=(8, 10, 12))
     files = case_files(told, tmp_path / "audit", found, by_id(found))
     seen, step = opened_by_napari(tmp_path, told, files)
-    assert [one[:2] for one in seen] == [["image", [2, 8, 10, 12]], ["labels", 1]]
+    assert [one[:2] for one in seen] == [
+        ["image", [2, 8, 10, 12]],
+        ["points", [list(told.worst or ())]],
+        ["labels", 1],
+    ]
     assert step == list(told.worst or ())
     z, y, x = told.worst or ()
     assert place_mm(told, files) == (x * 1.0, y * 1.5, z * 2.0)
@@ -194,26 +249,79 @@ def test_where_the_spacing_is_overridden_only_napari_knows_it(tmp_path):
     assert opened_by_napari(tmp_path, told, files)[0][0][:2] == ["image", [1, 6, 7, 8]]
 
 
+def opened_by_slicer(told: CaseRecord, files: CaseFiles) -> tuple[mock.MagicMock, list[tuple[str, str]]]:
+    """The printed script on a stand-in: it, and what was loaded how, in turn. What a load returned is in `results`."""
+    code = next(one.words[-1] for one in open_commands(told, files) if one.tool == "3D Slicer")
+    slicer, loaded = mock.MagicMock(), []
+    for kind in ("loadVolume", "loadLabelVolume", "loadSegmentation"):
+        load = getattr(slicer.util, kind)
+
+        def answer(path, properties=None, kind=kind, load=load):
+            loaded.append((kind, path))
+            node = mock.MagicMock(path=path, properties=properties)
+            load.results[(properties or {}).get("name", path)] = node
+            return node
+
+        load.results, load.side_effect = {}, answer
+    exec(code, {"slicer": slicer})
+    return slicer, loaded
+
+
 def test_slicer_lays_the_noise_map_over_the_image(tmp_path):
     files = volume_files(tmp_path)
-    code = next(
-        one.words[-1] for one in open_commands(record("c", shape=(6, 7, 8)), files) if one.tool == "3D Slicer"
-    )
-    slicer = mock.MagicMock()
-    slicer.util.loadVolume.side_effect = lambda path, properties=None: mock.MagicMock(
-        path=path, properties=properties
-    )
-    exec(code, {"slicer": slicer})
+    slicer, _ = opened_by_slicer(record("c", shape=(6, 7, 8)), files)
     (call,) = slicer.util.setSliceViewerLayers.call_args_list
     assert call.kwargs["foreground"].path == str(files.noise_map)
-    assert call.kwargs["foreground"].properties == {"show": False}  # it must not take the image's place
+    assert call.kwargs["foreground"].properties["show"] is False  # it must not take the image's place
     assert 0 < call.kwargs["foregroundOpacity"] < 1
+    masks = slicer.util.loadSegmentation.results
+    masks["given"].GetDisplayNode().SetVisibility2DFill.assert_called_once_with(False)
+    masks["suggested"].GetDisplayNode().SetVisibility2DOutline.assert_called_once_with(False)
+
+
+def test_slicer_shows_the_first_channel(tmp_path):
+    """What it loads last it shows."""
+    files = volume_files(tmp_path)
+    several = replace(files, images=(files.images[0], files.all[1]), noise_map=None)
+    _, loaded = opened_by_slicer(record("c", shape=(6, 7, 8)), several)
+    assert [path for kind, path in loaded if kind == "loadVolume"][-1] == str(files.images[0])
+
+
+def test_slicer_shows_both_masks_of_a_picture(tmp_path):
+    """It reads no segmentation from a PNG, and of label volumes the one loaded last hides the other."""
+    case = flat_case(tmp_path, "p")
+    assert case.label is not None
+    mended = tmp_path / "mended.png"
+    mended.write_bytes(case.label.read_bytes())
+    slicer, loaded = opened_by_slicer(record("p"), CaseFiles(case.images, case.label, mended))
+    assert loaded[1:] == [("loadLabelVolume", str(case.label)), ("loadLabelVolume", str(mended))]
+    names = [call.args[1] for call in slicer.mrmlScene.AddNewNodeByClass.call_args_list]
+    imported = slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode.call_args_list
+    removed = [call.args[0].path for call in slicer.mrmlScene.RemoveNode.call_args_list]
+    assert names == ["given", "suggested"]
+    assert [call.args[0].path for call in imported] == removed == [str(case.label), str(mended)]
+    for node in slicer.util.loadLabelVolume.results.values():
+        assert node.properties["singleFile"] is True  # or p1.png, p2.png, ... became one volume
 
 
 def test_windows_quoting_is_that_of_its_own_parser(tmp_path):
     command = open_commands(record("c", shape=(6, 7, 8)), volume_files(tmp_path), windows=True)[0]
     assert command.command == subprocess.list2cmdline(command.words)
     assert f'"{tmp_path}' in command.command
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_python_in_a_command_holds_nothing_that_a_shell_expands(tmp_path, windows):
+    """cmd.exe ends a quoted word at any double quote and fills in %NAME% within; PowerShell fills in $name."""
+    name = "a'b\"c %PATH% $HOME `x` & | > ^ \\ \n ü (1)"
+    files = replace(volume_files(tmp_path), images=(tmp_path / name,))
+    for one in open_commands(record("c", shape=(6, 7, 8)), files, windows=windows):
+        if one.tool == "ITK-SNAP":
+            continue
+        code = one.words[-1]
+        assert not set(code) & set("%$`\n" + ('"' if windows else "'"))
+        texts = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert str(tmp_path / name) in texts
 
 
 def test_pictures_are_not_for_itk_snap(tmp_path):

@@ -100,6 +100,7 @@ def test_the_page_holds_what_the_records_hold(tmp_path):
     assert [row["rank"] for row in rows] == [0, 1, 2]
     first = rows[0]
     assert first["place"] == "x 6, y 4"  # as viewers count
+    assert first["place_from_1"] == "x 7, y 5"  # but ITK-SNAP
     assert first["grid"] == "30 × 24"
     assert first["parts"] == [
         {
@@ -261,9 +262,8 @@ def test_two_thousand_cases_stay_below_sixty_megabytes(tmp_path):
     assert one.path is not None
     assert 2000 * one.path.stat().st_size < 50e6
     gone = str(tmp_path / "a folder with a long name" / "gone.nii.gz")
-    commands = [
-        replace(told, case=f"patient_{i:05d}_with_a_long_name", image=gone, label=gone) for i in range(2000)
-    ]
+    told = replace(told, image=gone, label=gone, suggested=gone, noise_map=gone)
+    commands = [replace(told, case=f"patient_{i:05d}_with_a_long_name") for i in range(2000)]
     page = write_audit_report(tmp_path / "out", dataset(tmp_path), commands, {})
     assert "itksnap" in Page(page.read_text("utf-8")).data["records"][1999]["commands"][0][1]
     assert page.stat().st_size + 4 / 3 * EMBEDDED_BYTES < 60e6  # whether or not the pictures lie in the page

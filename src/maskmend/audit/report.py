@@ -43,7 +43,7 @@ def write_audit_report(
     """Write `report.html` into the audit folder, and pictures into `thumbs/`.
 
     The page needs no network and opens from a folder or a mail. Pictures that are there already are kept; up to
-    some 4,600 cases they lie within the page too, so that it can be passed on alone.
+    some 4,300 cases they lie within the page too, so that it can be passed on alone.
 
     Args:
         out: the audit folder; relative paths in the records refer to it.
@@ -118,6 +118,7 @@ def _row(rank: int, record: CaseRecord, files: CaseFiles, thumb: Thumb, embed: b
         "wrong": _number(record.wrong_voxels, 1), "kind": record.kind, "certainty": _number(record.kind_probability),
         "rater": record.rater, "site": record.site, "group": record.group, "insample": record.in_sample,
         "place": voxel_text(record.worst) if record.worst else "",
+        "place_from_1": voxel_text(record.worst, first=1) if record.worst else "",
         "grid": " × ".join(str(n) for n in reversed(record.shape)),
         "picture": _source(thumb, embed), "rows": thumb.rows, "problem": thumb.problem,
         "summary": _summary(record),

@@ -37,8 +37,8 @@ from maskmend.overlay import (
 FOLDER = "thumbs"
 VERSION = 5  # of the drawing; another number redraws all
 COLUMNS = ("image", "given outline", "suggested outline", "noise map")
-TOTAL_BYTES = 42_000_000
-"""Of all pictures together: written as text within a page they take 56 MB of it."""
+TOTAL_BYTES = 39_000_000
+"""Of all pictures together: written as text within a page they take 52 MB of it."""
 
 MOST_BYTES, LEAST_BYTES = 130_000, 9_000
 TILES = ((60_000, 232), (30_000, 176), (0, 136))
