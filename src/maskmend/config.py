@@ -116,9 +116,11 @@ class DataConfig(Section):
     @field_validator("labels")
     @classmethod
     def _a_class_beside_background(cls, labels: dict[str, int] | None) -> dict[str, int] | None:
-        if labels and not any(
-            value and name not in ("background", "ignore") for name, value in labels.items()
-        ):
+        elsewhere = bool(
+            labels and labels.get("background")
+        )  # refused where classes are named, in clearer words
+        named = {name for name, value in (labels or {}).items() if value or elsewhere}
+        if labels and not named - {"background", "ignore"}:
             raise ValueError("names no class beside the background")
         return labels
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskmend.benchmark import cases as cases_module
 from maskmend.benchmark.cases import divide, open_dataset, prepare_cases
 from maskmend.errors import DataError
 
@@ -95,19 +94,6 @@ def test_trusted_masks_are_true(folder: Path, trials_of, tmp_path: Path) -> None
     trusted = {case.id for case in given.dataset.cases if case.trusted}
     assert len(trusted) == 2
     assert {name for name, flawed in given.flawed.items() if not flawed} == trusted
-
-
-def test_background_may_have_any_value(folder: Path, trials_of, tmp_path: Path, monkeypatch) -> None:
-    """A flaw grows the structures, not the background, where the background is 7 and the organ 0."""
-    for path in (folder / "labels").iterdir():
-        Image.fromarray(np.array([7, 0, 2], np.uint8)[pixels(path)]).save(path)
-    labels = {"background": 7, "organ": 0, "core": 2}
-    monkeypatch.setattr(cases_module, "open_dataset", lambda path: replace(open_dataset(path), labels=labels))
-    given = prepare_cases(on_disk(folder, trials_of, rates=[1.0])[-1], tmp_path / "labels")
-    for name, truth in given.truth.items():
-        assert set(np.unique(given.given[name])) == {0, 2, 7}
-        assert ((given.given[name] != 7) >= (truth != 7)).all()
-        assert (given.given[name] == 0).sum() > (truth == 0).sum()
 
 
 def test_one_rater_at_random_for_each_image(folder: Path, trials_of, tmp_path: Path) -> None:

@@ -108,6 +108,14 @@ def test_the_same_case_in_train_and_test(tmp_path: Path) -> None:
         ('{"ignore": "high"}', "ignore: .*got 'high'"),
         ('{"labels": {"x": 1, "y": 1}}', "two classes have the value 1"),
         ('{"labels": {"x": -1}}', "negative value -1"),
+        (
+            '{"labels": {"background": 255, "x": 1}}',
+            r"maskmend.json: the background has the value 255.*\n.*0 in place of 255 .*\{background: 0, x: 1\}",
+        ),
+        (
+            '{"labels": {"Background": 7, "x": 0, "y": 2}}',
+            r"the background has the value 7.*\n.*0 and 7 exchanged .*\{Background: 0, x: 7, y: 2\}",
+        ),
         ('{"raters": {"ann": "gone"}}', "the folder gone of the rater 'ann' does not exist"),
         ('{"ignore_masks": {"a": "gone.png"}}', r"gone\.png of a does not exist"),
         ('{\n"trusted": [}', "line 2 is no valid JSON"),

@@ -72,6 +72,14 @@ def test_classes_and_ignore_can_be_chosen(folders: tuple[Path, Path]) -> None:
     assert result.tolerance_mm == 0.5
 
 
+def test_a_class_called_ignore_is_none(folders: tuple[Path, Path]) -> None:
+    result = evaluate(*folders, labels={"organ": 1, "ignore": 2}, bootstrap=10)
+    assert {row.label for row in result.rows} == {"organ"}
+    assert result.rows == evaluate(*folders, labels={"organ": 1}, ignore=2, bootstrap=10).rows
+    with pytest.raises(UsageError, match="the background has the value 2"):
+        evaluate(*folders, labels={"organ": 1, "background": 2})
+
+
 def test_two_files(folders: tuple[Path, Path]) -> None:
     pred, ref = folders
     result = evaluate(pred / "case_1.nii.gz", ref / "case_2.nii.gz")

@@ -75,6 +75,40 @@ def test_row_19_is_not_flawed_either(flat, tmp_path, capsys):
     assert not (tmp_path / "flawed").exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "labels", "instead"),
+    [
+        ([255, 1], {"background": 255, "organ": 1}, "{background: 0, organ: 1}"),
+        ([7, 0], {"background": 7, "organ": 0}, "{background: 0, organ: 7}"),
+    ],
+)
+@pytest.mark.parametrize("declared", ["settings", "file"])
+def test_no_background_but_0(flat, tmp_path, capsys, values, labels, instead, declared):
+    """Whoever reads the declaration says so, and what is offered instead works."""
+    pixels = {path: _mask(flat, path.name) for path in (flat / "labels").iterdir()}
+    for path, mask in pixels.items():
+        Image.fromarray(np.array(values, np.uint8)[mask]).save(path)
+    settings = [f"data.labels={json.dumps(labels)}"] if declared == "settings" else []
+    if declared == "file":
+        (flat / "maskmend.json").write_text(json.dumps({"labels": labels}))
+    masks, out = str(flat / "labels"), str(tmp_path / "out")
+    verbs = [["check", str(flat)], ["train", str(flat), "-o", out], ["audit", str(flat), "-o", out],
+             ["screen", str(flat)], ["evaluate", masks, str(flat)]]  # fmt: skip
+    if settings:
+        verbs.append(["evaluate", masks, masks])
+    else:
+        verbs.append(["corrupt", str(flat), "-o", out])
+    for verb in verbs:
+        assert main([*verb, *settings]) == 2, verb
+        said = capsys.readouterr().err
+        assert f"the background has the value {values[0]}; in masks it must be 0" in said
+        assert f"labels: {instead}" in said
+    for path, mask in pixels.items():
+        Image.fromarray(np.uint8(values[1] or values[0]) * mask).save(path)
+    (flat / "maskmend.json").unlink(missing_ok=True)
+    assert not check(flat, data=load(None, [f"data.labels={instead}"]).data).findings
+
+
 def test_row_18_255_beside_classes_is_not_guessed(flat, expect):
     mask = _mask(flat, "c2.png")
     mask[:3] = 255

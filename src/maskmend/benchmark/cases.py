@@ -154,8 +154,7 @@ def _flaw(
         return {}
     if "raters" in noise:
         return {case.id: _one_rater(case, noise["raters"], seed, dataset) for case in cases}
-    background = next(iter(dataset.labels.values()), 0)
-    masks = {name: _swapped(label, background) for name, (label, _) in read.items()}
+    masks = {name: label for name, (label, _) in read.items()}
     spacing = {name: dataset.spacing_mm or geometry.spacing_mm for name, (_, geometry) in read.items()}
     parameters = {key: value for key, value in noise.items() if key not in ("kind", "rate")}
     if dataset.ignore is not None:
@@ -166,14 +165,7 @@ def _flaw(
         masks, noise["rate"], noise["kind"], seed=seed, spacing_mm=spacing, names=dict(dataset.labels),
         **parameters,
     )  # fmt: skip
-    return {name: _swapped(flawed[name], background) for name in record["cases"]}
-
-
-def _swapped(label: np.ndarray, background: int) -> np.ndarray:
-    """Background as 0, which the noise takes for it; the same again undoes it."""
-    if background == 0:
-        return label
-    return np.where(label == background, 0, np.where(label == 0, background, label)).astype(label.dtype)
+    return {name: flawed[name] for name in record["cases"]}
 
 
 def _one_rater(case: Case, raters: Sequence[str], seed: int, dataset: Dataset) -> np.ndarray:

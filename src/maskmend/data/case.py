@@ -91,7 +91,7 @@ class Dataset:
         root: the folder or manifest as found, absolute.
         layout: "folders", "nnunet", "msd" or "csv".
         cases: sorted by id; training and test cases alike (see `Case.split`).
-        labels: class name to file value, background first. Empty until it is known (then `check` infers it).
+        labels: class name to file value, background (0) first. Empty until it is known (then `check` infers it).
         channels: channel names, e.g. ("CT",) or ("T1", "T2") or ("R", "G", "B").
         ignore: the file value that means "not annotated", or None.
         spacing_mm: overrides what the files say, array order (D, H, W).

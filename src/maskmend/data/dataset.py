@@ -12,6 +12,7 @@ from pathlib import Path
 from maskmend import pseudonyms
 from maskmend.data.case import Case, Dataset
 from maskmend.data.formats import suffix_of
+from maskmend.data.label_values import named_classes
 from maskmend.data.layouts import Found, detect, find_folders, find_msd, find_nnunet
 from maskmend.data.listing import image_files
 from maskmend.data.manifest import find_csv, is_manifest
@@ -48,7 +49,7 @@ def find_cases(
     Args:
         path: the data set's folder or CSV manifest; without `need_labels` also images alone.
         layout: "folders", "nnunet", "msd" or "csv"; None detects it.
-        labels: class name to file value. Background may be left out.
+        labels: class name to file value. Background is 0 and may be left out.
         ignore: the file value that means "not annotated".
         channels: channel names; their number also says how many files or axes a case has.
         spacing_mm: true voxel size, slowest axis first, where the files' own is wrong.
@@ -58,7 +59,7 @@ def find_cases(
         raters: learn from several raters, see `with_raters`.
 
     Raises:
-        UsageError: nothing there, or no layout fits.
+        UsageError: nothing there, no layout fits, or labels that cannot be (see `named_classes`).
         DataError: images without labels or the reverse, a missing channel, ids equal but for letter case.
     """
     path = Path(path)
@@ -78,7 +79,7 @@ def find_cases(
     cases = _of_raters(cases, raters, root) if raters else _of_rater(cases, rater, root, need_labels)
     _check_pairs(cases, found.orphans, root, need_labels, need_images)
     source = "data.labels" if labels else folder / (SIDE_NAME if side.labels else DATASET_NAME)
-    values, unlabelled = _classes(labels or side.labels or found.labels, source)
+    values, unlabelled = named_classes(labels or side.labels or found.labels, source)
     return Dataset(
         root,
         kind,
@@ -315,22 +316,6 @@ def _check_pairs(
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-
-
-def _classes(labels: Mapping[str, int], source: object) -> tuple[dict[str, int], int | None]:
-    """Classes sorted by value with background first, and the value of a class called "ignore"."""
-    values = dict(labels)
-    unlabelled = values.pop("ignore", None)
-    twice = {v for v in values.values() if list(values.values()).count(v) > 1}
-    if twice:
-        raise UsageError(f"two classes have the value {min(twice)}", source, "one value per class")
-    if values and min(values.values()) < 0:
-        raise UsageError(f"a class has the negative value {min(values.values())}", source)
-    if values and max(values.values()) >= 2**31:
-        raise UsageError(f"a class has the value {max(values.values())}", source, "use small numbers")
-    if values and 0 not in values.values():
-        values["background"] = 0
-    return dict(sorted(values.items(), key=lambda item: item[1])), unlabelled
 
 
 def infer_labels(dataset: Dataset, *, limit: int | None = None) -> Dataset:

@@ -8,9 +8,47 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from maskmend.data.findings import Finding
+from maskmend.errors import UsageError
 
 _MANY = 16  # more undeclared values than this in one file are an export fault, not classes
 _LISTED = 8
+
+
+def named_classes(labels: Mapping[str, int], source: object) -> tuple[dict[str, int], int | None]:
+    """Declared classes sorted by value, background first, and the value of a class called "ignore".
+
+    Args:
+        labels: class name to file value. A background that is left out is 0; without any class nothing is added.
+        source: of the declaration, for messages.
+
+    Raises:
+        UsageError: two classes of one value, a value that no label file can have, or another background than 0.
+    """
+    values = dict(labels)
+    unlabelled = values.pop("ignore", None)
+    twice = {v for v in values.values() if list(values.values()).count(v) > 1}
+    if twice:
+        raise UsageError(f"two classes have the value {min(twice)}", source, "one value per class")
+    if values and min(values.values()) < 0:
+        raise UsageError(f"a class has the negative value {min(values.values())}", source)
+    if values and max(values.values()) >= 2**31:
+        raise UsageError(f"a class has the value {max(values.values())}", source, "use small numbers")
+    _refuse_other_background(values, source)
+    if values and 0 not in values.values():
+        values["background"] = 0
+    return dict(sorted(values.items(), key=lambda item: item[1])), unlabelled
+
+
+def _refuse_other_background(values: Mapping[str, int], source: object) -> None:
+    """Else the class with the lowest value would be learnt as background, or the masks' own background as a class."""
+    name = next((name for name in values if name.lower() == "background"), "")
+    value = values.get(name, 0)
+    if value == 0:
+        return
+    classes = {name: 0} | {other: was or value for other, was in values.items() if other != name}
+    act = f"with 0 and {value} exchanged" if 0 in values.values() else f"with 0 in place of {value}"
+    remedy = f"save the masks {act} and say labels: {_pairs(classes)}"
+    raise UsageError(f"the background has the value {value}; in masks it must be 0", source, remedy)
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:

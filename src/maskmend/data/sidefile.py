@@ -21,7 +21,7 @@ class SideFile(BaseModel):
     """What a layout cannot say by itself. Every key is optional; paths are relative to the file.
 
     Args:
-        labels: class name to file value, e.g. {"background": 0, "liver": 255}.
+        labels: class name to file value, e.g. {"background": 0, "liver": 255}; background is 0, named or not.
         ignore: the file value that means "not annotated".
         channels: channel names in order.
         spacing_mm: true voxel size, slowest axis first, where the files' own is wrong or missing.

@@ -11,6 +11,7 @@ from maskmend.config import DataConfig
 from maskmend.data.case import Case
 from maskmend.data.dataset import find_cases, hidden
 from maskmend.data.formats import LABEL_SUFFIXES, stem_of, suffix_of
+from maskmend.data.label_values import named_classes
 from maskmend.data.layouts import detect
 from maskmend.data.listing import image_files
 from maskmend.errors import DataError, UsageError
@@ -68,7 +69,7 @@ def find_pairs(pred: Path | str, ref: Path | str, data: DataConfig) -> Pairs:
         data: labels, ignore, spacing_mm, layout and rater count here.
 
     Raises:
-        UsageError: nothing there.
+        UsageError: nothing there, or `data.labels` that cannot be.
         DataError: a reference without a prediction (up to ten are named), or no labelled case.
     """
     pred, ref = Path(pred).expanduser(), Path(ref).expanduser()
@@ -90,7 +91,8 @@ def find_pairs(pred: Path | str, ref: Path | str, data: DataConfig) -> Pairs:
     else:
         files = {stem_of(ref): ref} if ref.is_file() else _label_files(ref, "references")
         cases = hidden(Case(stem, (), file) for stem, file in files.items())
-        labels, ignore = dict(data.labels or {}), data.ignore
+        labels, unlabelled = named_classes(data.labels or {}, "data.labels")
+        ignore = unlabelled if data.ignore is None else data.ignore
         spacing = None if data.spacing_mm is None else tuple(data.spacing_mm)
         if pred.is_file() and ref.is_file():  # two files are a pair whatever their names
             found = {cases[0].id: pred}

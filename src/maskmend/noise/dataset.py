@@ -18,7 +18,6 @@ from maskmend.data.dataset import find_cases, infer_labels
 from maskmend.data.formats import suffix_of
 from maskmend.data.images import read_case, read_label, write_label
 from maskmend.errors import DataError, UsageError, unknown
-from maskmend.noise.automatic import Predictions
 from maskmend.noise.base import Annotation, LabelNoise
 from maskmend.noise.cases import Recipe, choose_cases, corrupt_case, corrupt_cases
 from maskmend.noise.presets import make_noise
@@ -72,8 +71,7 @@ def corrupt_dataset(
     values = None if classes is None else [class_value(name, found) for name in classes]
     if isinstance(target := how.get("target_dice"), Mapping) and not found.labels:
         how["target_dice"] = {class_value(name, found): dice for name, dice in target.items()}
-    ignore = None if found.ignore is None else _swapped(found.ignore, found)
-    recipe = Recipe(make_noise(kind, radius_mm), rate, seed, classes=values, ignore=ignore, **how)
+    recipe = Recipe(make_noise(kind, radius_mm), rate, seed, classes=values, ignore=found.ignore, **how)
     chosen = set(choose_cases((case.id for case in found.train if _may_change(case)), rate, seed))
     _claim(found, out, overwrite)
     infer_labels(
@@ -103,20 +101,18 @@ def corrupt_dataset(
 def class_value(name: str | int, dataset: Dataset) -> int:
     """The value of a class that a user named; "class_2" or "2" where the data set names none.
 
-    Background is 0 in memory, whatever the files have.
-
     Raises:
         UsageError: no such class, or the background, which is what flaws move and not what they change.
     """
     text = str(name)
     number = text.removeprefix("class_") if not dataset.labels else ""
     if text not in dataset.labels and not number.isdigit():
-        classes = [known for known, value in dataset.labels.items() if value != _background(dataset)]
+        classes = [known for known, value in dataset.labels.items() if value]
         if classes:
             raise unknown("class", text, classes, dataset.root)
         remedy = "give values, e.g. 1, or name the classes under `labels` in maskmend.json"
         raise UsageError(f"no class {text!r}: the data set names none", dataset.root, remedy)
-    value = _swapped(dataset.labels.get(text, int(number or 0)), dataset)
+    value = dataset.labels.get(text, int(number or 0))
     if value == 0:
         raise UsageError(f"{text!r} is the background, no class to flaw", dataset.root)
     return value
@@ -156,16 +152,15 @@ def _flawed(
     done, reached = corrupt_cases([truth for truth, _ in read], recipe)
     _tell_missed(reached)
     calibrated = (
-        (_file_values(truth.label, dataset), _file_values(done[truth.case][0], dataset), geometry, done[truth.case][1])
-        for truth, geometry in read
-    )  # fmt: skip
+        (truth.label, done[truth.case][0], geometry, done[truth.case][1]) for truth, geometry in read
+    )
     return calibrated, {"calibration": reached}
 
 
 def _flaw(case: Case, dataset: Dataset, recipe: Recipe) -> Written:
     truth, geometry = _read(case, dataset, recipe)
     label, record = corrupt_case(truth, recipe)
-    return _file_values(truth.label, dataset), _file_values(label, dataset), geometry, record
+    return truth.label, label, geometry, record
 
 
 def _tell_missed(reached: Mapping[str, Any]) -> None:
@@ -200,33 +195,7 @@ def _read(case: Case, dataset: Dataset, recipe: Recipe) -> tuple[Annotation, Geo
     if image is not None and image.shape[1:] != values.shape:
         raise DataError(f"image {image.shape[1:]} and label {values.shape} differ in shape", case.id)
     spacing = dataset.spacing_mm or geometry.spacing_mm
-    if _background(dataset) and isinstance(recipe.noise, Predictions):
-        raise UsageError("predictions need a data set whose background is 0", dataset.root)
-    label = _file_values(values, dataset)
-    return Annotation(label, tuple(spacing), image, recipe.layered, _names(dataset), case.id), geometry
-
-
-def _background(dataset: Dataset) -> int:
-    return next(iter(dataset.labels.values()), 0)
-
-
-def _names(dataset: Dataset) -> dict[str, int]:
-    """Class name to value in memory."""
-    return {name: _swapped(value, dataset) for name, value in dataset.labels.items()}
-
-
-def _swapped(value: int, dataset: Dataset) -> int:
-    """As `_file_values`, of one value."""
-    background = _background(dataset)
-    return 0 if value == background else background if value == 0 else value
-
-
-def _file_values(label: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Swap 0 and the value that the files have for background; its own inverse."""
-    background = _background(dataset)
-    if not background:
-        return label
-    return np.where(label == background, 0, np.where(label == 0, background, label))
+    return Annotation(values, tuple(spacing), image, recipe.layered, dict(dataset.labels), case.id), geometry
 
 
 def _write_case(
@@ -242,7 +211,7 @@ def _write_case(
 
 def _summary(dataset: Dataset, records: Mapping[str, Any], ways: Counter[str]) -> dict[str, Any]:
     """The figures that one wants first."""
-    called = {value: name for name, value in _names(dataset).items()}
+    called = {value: name for name, value in dataset.labels.items()}
     dice: dict[str, list[float]] = {}
     for record in records.values():
         for value, score in record["dice"].items():
