@@ -83,9 +83,10 @@ def test_a_kept_look_is_the_one_that_was_opened(opened: Callable[..., tuple[Look
         assert_alike(list(looks(list(plain.cases))), wanted)
     assert program.asked == list(plain.cases)
     for case, look in zip(plain.cases.values(), wanted, strict=True):
-        found, values, geometry = looks.with_mask(case)
+        found, values, valid, geometry = looks.with_mask(case)
         assert_alike([found], [look])
         assert np.array_equal(values, np.array(Image.open(str(case.label))))
+        assert (valid is None) == (look.valid is None)
         assert geometry.shape == values.shape
     assert program.asked == list(plain.cases)
 

@@ -295,6 +295,39 @@ def test_what_is_not_annotated_is_no_foreground():
     assert "extra part" in checks(parts)
 
 
+def test_what_is_not_annotated_parts_nothing_and_roughens_no_outline():
+    """255 is no class; 0 in its place is what the findings are about."""
+    rod = np.zeros((40, 44, 42), np.int32)
+    rod[4:36] = ball(44, 42, radius=12)
+    between = rod.copy()
+    between[12:14] = 255
+    assert not {"gap between slices", "extra part"} & set(checks(between))
+    assert "gap between slices" in checks(np.where(between == 255, 0, between))
+    corner = rod.copy()
+    corner[12:14, 30:, 30:] = 255  # known slices, but for a corner of the image
+    corner[12:14, :30] = corner[12:14, :, :30] = 0
+    assert "gap between slices" in checks(corner)
+
+    half = rod.copy()
+    half[20, :22] = 255
+    assert "odd slice" not in checks(half)
+    assert "odd slice" in checks(np.where(half == 255, 0, half))
+
+    cut = ball(60, 64, radius=20)
+    cut[28:31] = 255
+    cut[49, 20:40:9] = 255  # and slivers of it
+    assert not {"extra part", "specks", "rough outline"} & set(checks(cut))
+    assert "extra part" in checks(np.where(cut == 255, 0, cut))
+    beside = cut.copy()
+    beside[2:6, 2:6] = 1
+    assert "extra part" in checks(beside)
+
+    doubted = ball(120, 120, radius=40)
+    doubted[np.random.default_rng(0).random(doubted.shape) < 0.1] = 255
+    assert not {"rough outline", "holes", "specks"} & set(checks(doubted))
+    assert "rough outline" in checks(np.where(doubted == 255, 0, doubted))
+
+
 def test_an_end_where_nobody_annotated_further_is_not_blunt():
     label = ended_organ()
     ends = [one for one in structure_findings(label, (1.0,) * 3, CLASSES) if one.check == "blunt end"]

@@ -26,6 +26,7 @@ from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, read_case, suffix_of, write_image, write_label
 
 NOISE, SUGGESTED = "noise", "suggested"
+NO_CLASS = -1  # for a voxel that nobody annotated, whether its value or a mask of its own says so
 PART_COLUMNS = (
     "case", "class", "drawn", "voxels", "centre", "quality", "quality_low", "quality_high", "wrong_share", "kind",
 )  # fmt: skip
@@ -48,7 +49,7 @@ class Done(Judged):
     Args:
         trace: for the comparison with all others.
         flipped: how sure it is that the mask is mirrored.
-        volumes_mm3: of each class as given.
+        volumes_mm3: of each class as given, voxels to be ignored left out.
     """
 
     trace: Trace
@@ -80,13 +81,14 @@ class CaseWork:
     def __call__(self, case: Case) -> Done:
         """All that is to be said of a case by itself."""
         dataset = self.looks.dataset
-        look, values, geometry = self.looks.with_mask(case)
+        look, values, valid, geometry = self.looks.with_mask(case)
         image = read_case(case, dataset, max_voxels=self.max_voxels)[0]
         heard = hear(self.auditor.judge(look), image, self.witness)
         usual = usual_offsets(self.auditor.population.usual.offsets)
         judged = judge_case(case, heard, values, geometry, dataset, self.check, self.out, usual)
         classes, voxel = dict(dataset.labels), float(np.prod(look.spacing_mm))
-        found = structure_findings(values, look.spacing_mm, classes, image)
+        drawn = values if valid is None else np.where(valid, values.astype(np.int32), NO_CLASS)
+        found = structure_findings(drawn, look.spacing_mm, classes, image)
         record = replace(judged.record, structure=tuple(found), in_sample=self._seen(case, values))
         return Done(
             record,
@@ -94,7 +96,7 @@ class CaseWork:
             judged.offsets_mm,
             Trace.of(heard.opinion, record.kind, image),
             flipped(heard.opinion, record.quality, heard.mirrored),
-            {name: float((values == value).sum() * voxel) for name, value in list(classes.items())[1:]},
+            {name: float((drawn == value).sum() * voxel) for name, value in list(classes.items())[1:]},
         )
 
     def _seen(self, case: Case, values: np.ndarray) -> bool:

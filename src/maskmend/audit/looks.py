@@ -38,15 +38,18 @@ class LooksOf:
         """
         return (self._again(case) or self._opened(case) for case in ids)
 
-    def with_mask(self, case: Case) -> tuple[Look, np.ndarray, Geometry]:
-        """The look of a case that is not asked for again, the mask as file values (*S), and the mask's geometry.
+    def with_mask(self, case: Case) -> tuple[Look, np.ndarray, np.ndarray | None, Geometry]:
+        """The look of a case that is not asked for again, and its mask.
+
+        Returns:
+            The look; file values (*S); where they are known, (*S) bool or None for everywhere; the mask's geometry.
 
         Raises:
             DataError: shapes that do not belong together, or a value that is no class.
         """
         values, geometry, label, valid = read_mask(case, self.dataset)
         look = self._again(case.id) or self._of(case, geometry, label, valid)
-        return look, values, geometry
+        return look, values, valid, geometry
 
     def _again(self, case: str) -> Look | None:
         return self.kept.read(case) if self.kept else None

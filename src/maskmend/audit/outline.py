@@ -33,28 +33,32 @@ def outline_roughness(
     """Outline length over smoothed length by class, >= about 1; classes too small to measure are left out.
 
     Args:
-        label: (*S) integers. In a volume the smoothest of the three directions of section counts, for that is
-            the one it was drawn in.
+        label: (*S) integers; values without a class are not annotated. In a volume the smoothest of the three
+            directions of section counts, for that is the one it was drawn in.
         spacing_mm: voxel size in the order of the axes.
         classes: name to value; 0 is passed over.
     """
     found = {}
+    unknown = (label != 0) & ~np.isin(label, list(classes.values()))
     for name, value in classes.items():
-        rough = [r for r in _by_axis(label == value, spacing_mm) if r is not None] if value else []
+        rough = [r for r in _by_axis(label == value, spacing_mm, unknown) if r is not None] if value else []
         if rough:
             found[name] = min(rough)
     return found
 
 
-def rough_outline(mask: np.ndarray, spacing_mm: Sequence[float], name: str) -> list[StructureFinding]:
+def rough_outline(
+    mask: np.ndarray, spacing_mm: Sequence[float], unknown: np.ndarray, name: str
+) -> list[StructureFinding]:
     """A ragged outline, and in volumes slices that step.
 
     Args:
         mask: (*S) bool.
         spacing_mm: voxel size in the order of the axes.
+        unknown: (*S) bool, not annotated: sections whose outline runs along such voxels are not measured.
         name: of the class.
     """
-    by_axis = {axis: r for axis, r in enumerate(_by_axis(mask, spacing_mm)) if r is not None}
+    by_axis = {axis: r for axis, r in enumerate(_by_axis(mask, spacing_mm, unknown)) if r is not None}
     if not by_axis:
         return []
     smooth, rough = min(by_axis.values()), max(by_axis.values())
@@ -77,12 +81,12 @@ def _severity(value: float, limit: float) -> float:
     return float(np.clip(0.3 + 0.3 * ((value - 1) / (limit - 1) - 1), 0.3, 0.9))
 
 
-def _by_axis(mask: np.ndarray, spacing_mm: Sequence[float]) -> list[float | None]:
+def _by_axis(mask: np.ndarray, spacing_mm: Sequence[float], unknown: np.ndarray) -> list[float | None]:
     """Roughness of the sections across each axis; one figure for an image."""
-    if mask.ndim == 2:
-        return [_roughness([mask], least=1)]
     if not mask.any():
         return []
+    if mask.ndim == 2:
+        return [None if _along(mask, unknown, None).any() else _roughness([mask], least=1)]
     cut, sides = mask[bounding_box(mask)], np.asarray(spacing_mm, float)
     found: list[float | None] = []
     for axis in range(3):
@@ -92,8 +96,23 @@ def _by_axis(mask: np.ndarray, spacing_mm: Sequence[float]) -> list[float | None
             continue
         sections = np.moveaxis(cut, axis, 0)
         step = max(1, -(-len(sections) // MOST_SLICES))
-        found.append(_roughness(sections[::step], least=LEAST_SLICES))
+        sound = ~_along(mask, unknown, axis)[::step]
+        found.append(_roughness(sections[::step][sound], least=LEAST_SLICES))
     return found
+
+
+def _along(mask: np.ndarray, unknown: np.ndarray, axis: int | None) -> np.ndarray:
+    """Which sections of a mask's box across an axis have unknown voxels beside the mask; None: it is one section."""
+    inner, near = bounding_box(mask), bounding_box(mask, 1)
+    others = tuple(other for other in range(mask.ndim) if other != axis)
+    if not unknown[near].any():
+        return np.zeros(1 if axis is None else mask[inner].shape[axis], bool)
+    square = np.ones([1 if other == axis else 3 for other in range(mask.ndim)], bool)
+    within = tuple(slice(i.start - n.start, i.stop - n.start) for i, n in zip(inner, near, strict=True))
+    found: np.ndarray = (ndimage.binary_dilation(unknown[near], square)[within] & mask[inner]).any(
+        axis=others
+    )
+    return np.atleast_1d(found)
 
 
 def _roughness(sections: Sequence[np.ndarray] | np.ndarray, least: int) -> float | None:

@@ -21,14 +21,18 @@ MOST_SAMPLED = 500_000  # voxels of an image from which its range is taken
 _MARGIN = 1
 
 
-def loose_pieces(mask: np.ndarray, foreground: np.ndarray, name: str) -> list[StructureFinding]:
+def loose_pieces(
+    mask: np.ndarray, foreground: np.ndarray, unknown: np.ndarray, name: str
+) -> list[StructureFinding]:
     """Parts of a class that are not connected to its largest one.
 
-    A part that touches another class may have been cut off by that class; it counts only as a speck.
+    A part that touches another class may have been cut off by that class; it counts only as a speck. A part that only
+    voxels of no class lie between may be no part at all.
 
     Args:
         mask: (*S) bool, not empty.
         foreground: (*S) bool, all classes.
+        unknown: (*S) bool, not annotated.
         name: of the class.
     """
     box = bounding_box(mask, _MARGIN)
@@ -38,10 +42,11 @@ def loose_pieces(mask: np.ndarray, foreground: np.ndarray, name: str) -> list[St
         return []
     sizes = np.bincount(numbered.ravel())[1:]
     main = int(sizes.argmax())
+    joined = _joined(numbered, unknown[box], main + 1, corners)
     others = ndimage.binary_dilation(numbered == 0, corners) & (foreground[box] & ~mask[box])
     touching = _touched(numbered, others, count, corners)
-    small = [i for i in range(count) if i != main and sizes[i] <= SPECK_VOXELS]
-    large = [i for i in range(count) if i != main and sizes[i] > SPECK_VOXELS and not touching[i]]
+    small = [i for i in range(count) if not joined[i] and sizes[i] <= SPECK_VOXELS]
+    large = [i for i in range(count) if not joined[i] and sizes[i] > SPECK_VOXELS and not touching[i]]
     found = []
     if small:
         text = f"{len(small)} {'speck' if len(small) == 1 else 'specks'} of at most {SPECK_VOXELS} voxels"
@@ -54,6 +59,16 @@ def loose_pieces(mask: np.ndarray, foreground: np.ndarray, name: str) -> list[St
         centre = _centre(numbered == large[0] + 1, box)
         found.append(StructureFinding("extra part", name, text, 0.7 if share < 0.5 else 0.5, centre))
     return found
+
+
+def _joined(numbered: np.ndarray, unknown: np.ndarray, main: int, corners: np.ndarray) -> np.ndarray:
+    """(count,) bool: which parts are the main one, or are connected to it by unknown voxels."""
+    joined = np.arange(1, int(numbered.max()) + 1) == main
+    if unknown.any():
+        bridged, _ = ndimage.label((numbered > 0) | unknown, corners)
+        there = np.unique(numbered[bridged == bridged[numbered == main][0]])
+        joined[there[there > 0] - 1] = True
+    return joined
 
 
 def _touched(numbered: np.ndarray, others: np.ndarray, count: int, corners: np.ndarray) -> np.ndarray:

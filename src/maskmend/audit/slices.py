@@ -26,19 +26,20 @@ BLUNT = 0.6
 LEAST_SLICES = 8
 
 
-def slice_faults(mask: np.ndarray, name: str) -> list[StructureFinding]:
+def slice_faults(mask: np.ndarray, unknown: np.ndarray, name: str) -> list[StructureFinding]:
     """Gaps, odd and repeated slices along the axis where there are most of each.
 
     Args:
         mask: (D, H, W) bool, not empty.
+        unknown: (D, H, W) bool, not annotated: slices are compared where both are known.
         name: of the class.
     """
     box = bounding_box(mask)
     found: dict[str, tuple[int, StructureFinding]] = {}
     for axis in range(3):
-        stack = np.moveaxis(mask[box], axis, 0)
+        stack, hidden = (np.moveaxis(one[box], axis, 0) for one in (mask, unknown))
         start, corner = box[axis].start, tuple(s.start for s in box)
-        for check, at, places, severity in _faults(stack):
+        for check, at, places, severity in _faults(stack, hidden):
             if check in found and found[check][0] >= len(places):
                 continue
             shown = ", ".join(str(start + k) for k in places[:8]) + (", ..." if len(places) > 8 else "")
@@ -58,16 +59,20 @@ _WORDS = {
 _Fault = tuple[str, tuple[int, int, int], list[int], float]
 
 
-def _faults(stack: np.ndarray) -> list[_Fault]:
+def _faults(stack: np.ndarray, hidden: np.ndarray) -> list[_Fault]:
     """(check, (slice, row, column) of where to look, slices, severity) for sections (N, H, W) of one axis."""
+
+    def alike(one: int, other: int) -> float:
+        return _dice(stack[one] & ~hidden[other], stack[other] & ~hidden[one])
+
     areas = np.count_nonzero(stack, axis=(1, 2))
     found: list[_Fault] = []
-    gaps = _gaps(stack, areas)
+    gaps = _gaps(stack, hidden, areas)
     if gaps:
         found.append(("gap between slices", (gaps[0], *_middle(stack[gaps[0] - 1])), gaps, 0.9))
-    between = [_dice(stack[k], stack[k + 1]) for k in range(len(stack) - 1)]
+    between = [alike(k, k + 1) for k in range(len(stack) - 1)]
     odd = [k for k in range(1, len(stack) - 1) if min(areas[k - 1 : k + 2]) >= LEAST_PIXELS
-           and _dice(stack[k - 1], stack[k + 1]) - max(between[k - 1], between[k]) > ODD_BY]  # fmt: skip
+           and alike(k - 1, k + 1) - max(between[k - 1], between[k]) > ODD_BY]  # fmt: skip
     if odd:
         found.append(("odd slice", (odd[0], *_middle(stack[odd[0]])), odd, min(0.9, 0.5 + 0.1 * len(odd))))
     same = [k + 1 for k in range(len(stack) - 1) if areas[k] >= LEAST_PIXELS and between[k] == 1]
@@ -76,13 +81,14 @@ def _faults(stack: np.ndarray) -> list[_Fault]:
     return found
 
 
-def _gaps(stack: np.ndarray, areas: np.ndarray) -> list[int]:
-    """Empty slices between two that are one object; each slice of a longer gap is listed."""
+def _gaps(stack: np.ndarray, hidden: np.ndarray, areas: np.ndarray) -> list[int]:
+    """Empty slices between two that are one object; all of a longer gap, if annotated."""
     drawn = np.flatnonzero(areas)
     found: list[int] = []
     for below, above in itertools.pairwise(drawn):
         if 1 < above - below <= LONGEST_GAP + 1 and _dice(stack[below], stack[above]) >= CONTINUED:
-            found += range(int(below) + 1, int(above))
+            object_there = stack[below] & stack[above]
+            found += [k for k in range(int(below) + 1, int(above)) if not (object_there & hidden[k]).any()]
     return found
 
 

@@ -53,7 +53,8 @@ def structure_findings(
 
     Args:
         label: (*S) integers, 2-D or 3-D, file values; 0 is background. Values without a class (not annotated) are
-            neither background nor foreground.
+            neither background nor foreground: what they part may be one, and an outline along them is not one that
+            somebody drew.
         spacing_mm: voxel size in the order of the axes; 1.0 where unknown.
         classes: name to value; a background of value 0 may be among them.
         image: (*S) or (C, *S), for masks outside the body; None: that is not looked at.
@@ -66,6 +67,7 @@ def structure_findings(
     """
     _check_shapes(label, spacing_mm, image)
     foreground = np.isin(label, [value for value in classes.values() if value])
+    unknown = (label != 0) & ~foreground
     if not foreground.any():
         return [StructureFinding("empty mask", "", "nothing is drawn", 0.6)]
     found: list[StructureFinding] = []
@@ -73,14 +75,14 @@ def structure_findings(
         mask = label == value
         if value == 0 or not mask.any():
             continue
-        found += pieces.loose_pieces(mask, foreground, name)
+        found += pieces.loose_pieces(mask, foreground, unknown, name)
         found += pieces.holes(mask, label, name)
         found += pieces.at_border(mask, name)
-        found += outline.rough_outline(mask, spacing_mm, name)
+        found += outline.rough_outline(mask, spacing_mm, unknown, name)
         if label.ndim == 3:
-            found += slices.slice_faults(mask, name)
+            found += slices.slice_faults(mask, unknown, name)
     if label.ndim == 3:
-        found += slices.blunt_ends(foreground, spacing_mm, (label != 0) & ~foreground)
+        found += slices.blunt_ends(foreground, spacing_mm, unknown)
     if image is not None:
         found += pieces.outside_body(foreground, image)
     return _sorted(found)
