@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+from maskmend.audit.look import look_at
 from maskmend.audit.mixups import BLOCK, FITS, Trace, elsewhere, soft_dice
 
 CELLS = 60
@@ -61,3 +64,19 @@ def test_an_image_that_is_there_twice_is_no_wrong_file() -> None:
 
 def test_of_one_case_nothing_is_said() -> None:
     assert elsewhere(_traces(1)) == {}
+
+
+def _opinion(side: int) -> Any:
+    """Of a mask of side times side voxels that the model sees there too."""
+    label = np.zeros((30, 32), np.uint8)
+    label[8 : 8 + side, 9 : 9 + side] = 1
+    likely = (0.02 + 0.9 * label).astype(np.float32)
+    return SimpleNamespace(look=look_at("a", np.stack([1 - likely, likely]), label, (1.0, 1.0), None))
+
+
+def test_an_image_is_known_again_however_it_lies_in_memory() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 30, 32)).astype(np.float32)
+    traces = [Trace.of(_opinion(9), "sound", one) for one in (image, np.asfortranarray(image), image + 1)]
+    assert traces[0].image == traces[1].image != traces[2].image
+    assert Trace.of(_opinion(9), "sound").image == ""
+    assert Trace.of(_opinion(3), "sound", image).image == "", "nobody asks: such a mask is not compared"

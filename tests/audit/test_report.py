@@ -104,7 +104,7 @@ def test_the_page_holds_what_the_records_hold(tmp_path):
     assert first["grid"] == "30 × 24"
     assert first["parts"] == [
         {
-            "name": "core", "present": False, "voxels": 17, "dice": 0.1, "low": 0.0, "high": 0.4, "share": 1.0,
+            "name": "core", "present": False, "voxels": 17, "dice": 0.1, "low": 0.0, "high": 0.4,
             "kind": "missing object", "place": "x 5, y 3",
         }
     ]  # fmt: skip

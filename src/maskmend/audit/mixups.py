@@ -62,7 +62,7 @@ class Trace:
         case: id. kind: of the error that its mask seems to have.
         mask, likely: (cells,) float16, the drawn and the probable foreground, made coarse.
         digest: of the drawn voxels and where they lie; "" for masks too small to be equal by more than chance.
-        image: the same of the image, "" where it is not known.
+        image: the same of the image, "" where it is not known or the mask is too small.
     """
 
     case: str
@@ -79,8 +79,9 @@ class Trace:
         cells = (GRID[look.label.ndim],) * look.label.ndim
         parts = look.whole((look.label > 0).astype(np.float32)), look.whole(1 - look.probs[0])
         mask, likely = (resample(part[None], cells).ravel().astype(np.float16) for part in parts)
-        seen = "" if image is None else _hash(np.ascontiguousarray(image).tobytes(), image.shape)
-        return cls(look.case, kind, mask, likely, _digest(look), seen)
+        digest = _digest(look)
+        seen = _hash(image, image.shape) if digest and image is not None else ""
+        return cls(look.case, kind, mask, likely, digest, seen)
 
 
 def elsewhere(traces: Sequence[Trace]) -> dict[str, tuple[str, float]]:
@@ -141,8 +142,10 @@ def _digest(look: Look) -> str:
         return ""
     inner = bounding_box(look.label > 0)
     start = [a.start + b.start for a, b in zip(look.box, inner, strict=True)]
-    return _hash(np.ascontiguousarray(look.label[inner]).tobytes(), (start, look.label[inner].shape))
+    return _hash(look.label[inner], (start, look.label[inner].shape))
 
 
-def _hash(content: bytes, where: object) -> str:
-    return hashlib.blake2b(content + str(where).encode(), digest_size=12).hexdigest()
+def _hash(content: np.ndarray, where: object) -> str:
+    found = hashlib.blake2b(np.ascontiguousarray(content).data, digest_size=12)
+    found.update(str(where).encode())
+    return found.hexdigest()

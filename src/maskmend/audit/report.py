@@ -130,8 +130,8 @@ def _row(rank: int, record: CaseRecord, files: CaseFiles, thumb: Thumb, embed: b
         ],
         "parts": [
             {"name": one.name, "present": one.present, "voxels": one.voxels, "dice": _number(one.quality),
-             "low": _number(one.quality_low), "high": _number(one.quality_high), "share": _number(one.wrong_share),
-             "kind": one.kind, "place": voxel_text(one.centre)} for one in _doubtful(record)
+             "low": _number(one.quality_low), "high": _number(one.quality_high), "kind": one.kind,
+             "place": voxel_text(one.centre)} for one in _doubtful(record)
         ],
         "findings": [
             {"check": one.check, "name": one.name, "text": one.text, "severity": _number(one.severity),
