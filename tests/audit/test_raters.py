@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 from tests.audit.conftest import decathlon
+from tests.test_fanout import discs
 from typer.testing import CliRunner
 
 from maskmend.audit import consensus
@@ -499,3 +500,19 @@ def test_the_verb_tells_what_is_wrong(tmp_path, capsys):
     assert "did you mean 'staple'" in capsys.readouterr().err
     assert main(["raters", str(tmp_path / "data"), "-o", str(tmp_path / "o"), "data.raters=[x*]"]) == 2
     assert main(["raters", str(tmp_path / "data"), "-o", str(tmp_path / "o"), "train.steps=4"]) == 2
+
+
+def test_an_audit_names_the_command_that_compares_raters(tmp_path, capsys):
+    """Only where there are any to compare."""
+    source = discs(tmp_path / "my discs", count=12)
+    words = ["audit", str(source), "--probs", str(source / "probs"), "-o"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    assert "maskmend raters" not in capsys.readouterr().err
+    for rater in ("ann", "bob"):
+        shutil.copytree(source / "labels", source / f"labels_{rater}")
+    (source / "labels_bob" / "03.png").unlink()
+    assert main([*words, str(tmp_path / "several")]) == 0
+    said = capsys.readouterr().err
+    offered = re.search(r"several raters drew 11 of the cases: `(maskmend raters .* -o) RATERS`", said)
+    assert offered
+    assert main([*shlex.split(offered[1])[1:], str(tmp_path / "raters")]) == 0

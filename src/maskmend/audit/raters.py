@@ -6,8 +6,7 @@ From Python:
     report = rater_agreement(find_cases("lidc", need_images=False, need_labels=False))
     report.to_json(); report.to_table(); report.sections(); write_consensus(report.dataset, "consensus", "staple")
 
-An audit of a data set in which any case has two raters adds `report.sections()` to the facts of its page
-(`facts["sections"]`) and `report.to_json()` to its answer.
+`maskmend raters` does the same; an audit judges the given labels alone, and names that command where there are raters.
 """
 
 from __future__ import annotations

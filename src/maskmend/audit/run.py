@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,9 @@ def audit(
                 raise
         if warning := answer["facts"].get("warning"):
             message(f"warning: {warning}")
+        if drawn := sum(len(case.raters) > 1 for case in job.cases):
+            command = f"maskmend raters {shlex.quote(str(job.dataset.root))} -o RATERS"
+            message(f"several raters drew {drawn} of the cases: `{command}` compares them")
         if export:
             records = [CaseRecord.from_json(one) for one in answer["records"]]
             for file in write_exports(out, replace(job.dataset, cases=job.cases), records, limit=export):
