@@ -25,10 +25,12 @@ _SHORT = 3  # an id such as "1" or "b" is no name, and hiding it everywhere woul
 _PLACES = re.compile(
     r"(?:images?|imgs?|labels?|masks?|imagesT[rs]|labelsT[rs]|labels(?:T[rs])?_.+|train|test)$"
 )
+_ORDINARY = re.compile(r"(?i)data|datasets?|cases?|scans?|training|inputs?|volumes?")  # of a whole set
 _SEPARATOR = re.compile(r"[/\\]+" if os.name == "nt" else "/+")
 _PART = re.compile(r"[^\s/\\\"'<>|,;:]*")  # of a path in a text, as far as nothing else is known of it
 _ENDING = re.compile(r"(?:_\d{4})?(?:\.\w+)*(?!\w)")  # what follows an id in the name of a file
 _GOES_ON = re.compile(r"[\w-]|\.\w")  # another name that begins alike
+_GOES_BEFORE = re.compile(r"[^\W_]")  # a word that ends alike
 _IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 _WRITTEN: tuple[Callable[[str], str], ...] = (
     str,
@@ -62,6 +64,7 @@ class Pseudonyms:
         ] = {}  # folders and files that are more than one word, as they may be written
         self._lengths: list[int] = []  # of these, the longest first
         self._roots: list[str] = []
+        self._words: set[str] = set()  # of these, the ones typed as one word
         self._names: dict[str, str] = {}
         if file.exists():
             self._load()
@@ -102,11 +105,18 @@ class Pseudonyms:
         self._odd.sort(key=len, reverse=True)
 
     def know_place(self, path: Path) -> None:
-        """Hide where the data lie: the path as given and as it is; of a list of files also its folder."""
+        """Hide where the data lie: the path as given and as it is; of a list of files also its folder.
+
+        A path that was typed as one word, such as "data" or "heart", may be any word of a text: a setting, a class, a
+        line of a script. In what is written it is hidden where more of a path follows it, and nobody writes it alone;
+        in messages everywhere, unless it says nothing.
+        """
         whole = path.expanduser().resolve()
         places = [path, path.expanduser(), path.expanduser().absolute(), whole]
         if whole.is_file():
             places += [places[2].parent, whole.parent]
+        if not path.is_absolute() and str(path).isalpha():
+            self._words |= {written(str(path)) for written in _WRITTEN}
         self._know_roots(map(str, places))
 
     def know_files(self, files: Iterable[Path]) -> None:
@@ -161,7 +171,7 @@ class Pseudonyms:
 
     def clean(self, text: str) -> str:
         """A message without ids, file names and places."""
-        text = self.clean_paths(text)
+        text = self._without_roots(text, self._words_alone())
         for original in self._odd:
             if len(original) >= _SHORT:
                 text = text.replace(original, self._known[original])
@@ -169,9 +179,25 @@ class Pseudonyms:
 
     def clean_paths(self, text: str) -> str:
         """A text without paths of the data; other words stay as they are, since they may be settings."""
+        return self._without_roots(text, set())
+
+    def _words_alone(self) -> set[str]:
+        """Typed places of one word that say whose data they are."""
+        return {
+            word for word in self._words
+            if not _PLACES.match(word) and not _ORDINARY.fullmatch(word)
+        }  # fmt: skip
+
+    def _without_roots(self, text: str, alone: set[str]) -> str:
+        """Without paths of the data; those of one word where a path goes on behind them, these also `alone`."""
         found, done = [], 0
         for match in _any_of(tuple(self._roots)).finditer(text):
             if match.start() < done or _GOES_ON.match(text, match.end()):
+                continue
+            if match[0] in self._words and (
+                _GOES_BEFORE.match(text, max(match.start() - 1, 0), match.start())
+                or not (match[0] in alone or _SEPARATOR.match(text, match.end()))
+            ):
                 continue
             below, end = self._below(text, match.end())
             found += [text[done : match.start()], "DATA", below]

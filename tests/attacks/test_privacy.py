@@ -6,8 +6,10 @@ nowhere but in the file of names.
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -249,6 +251,66 @@ def test_phi_safe_hides_ids_patients_and_places(planted, outside, capfd, tmp_pat
     assert {held["names"][name] for name in predicted if name != "predict"} == {
         f"{CASE} {n:02d}" for n in range(12)
     }
+
+
+@pytest.mark.parametrize("planted", ["png"], indirect=True)
+def test_a_name_typed_as_one_word(planted, outside, capfd, tmp_path):
+    """Of a folder beside the results: it may be any word of a text, and is hidden wherever it is a place."""
+    shutil.move(planted, FOLDER)
+    printed = _all(Path(FOLDER), capfd, "--phi-safe", str(tmp_path / "names.json"))
+    shutil.rmtree(FOLDER)
+    Path(FOLDER).mkdir()
+    assert main(["check", FOLDER, "--phi-safe", str(tmp_path / "names.json")]) == 2
+    assert main(["evaluate", "predicted", f"{FOLDER}/none", "--phi-safe", str(tmp_path / "names.json")]) == 2
+    Path(FOLDER).rmdir()
+    printed += "".join(capfd.readouterr())
+    assert "DATA: holds no data set" in printed or "DATA: is empty" in printed
+    for word in (HEADER, FOLDER, CASE, GROUP):
+        assert word not in printed, [line for line in printed.splitlines() if word in line][:5]
+    assert _holding(outside, HEADER, FOLDER, CASE, GROUP) == {}
+
+
+@pytest.mark.parametrize("planted", ["png"], indirect=True)
+@pytest.mark.parametrize("typed", ["data", "train", "heart"])
+def test_an_ordinary_word_as_folder_spoils_nothing(planted, outside, capfd, tmp_path, typed):
+    """It is also a setting, a verb, a class: what is written works, and messages can be read."""
+    side = json.loads((planted / "maskmend.json").read_text())
+    (planted / "maskmend.json").write_text(json.dumps(side | {"labels": {"background": 0, "heart": 1}}))
+    shutil.move(planted, typed)
+    more = ["--phi-safe", str(tmp_path / "names.json")]
+    assert main(["train", typed, "-o", "run", *SMALL, *more]) == 0, capfd.readouterr().err
+    assert "data:\n" in Path("run/config.yaml").read_text()
+    assert main(["predict", "run", f"{typed}/images", "-o", "predicted", *more]) == 0
+    assert main(["audit", typed, "-o", "audit", "--run", "run", *more]) == 0
+    told = capfd.readouterr()
+    page = Path("audit/report.html").read_text()
+    script = re.findall("<script>(.*?)</script>", page, re.S)
+    assert base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode() in page
+    assert "img-src 'self' file: data:" in page
+    assert json.loads(Path("audit/audit.json").read_text())["facts"]["classes"] == {
+        "background": 0,
+        "heart": 1,
+    }
+    assert main(["check", typed, "data.labels={organ: 7}", "--json", *more]) == 3
+    finding = json.loads(capfd.readouterr().out)["findings"][0]
+    assert finding["remedy"] == "declare them: data.labels={background: 0, organ: 7, class_1: 1}"
+    assert finding["file"].startswith("DATA/labels/case-")
+    assert main(["evaluate", "predicted", "nowhere", *more]) == 2
+    assert "the reference does not exist" in capfd.readouterr().err
+    assert CASE not in told.err + told.out
+    assert _holding(outside / "audit", CASE) == {}
+
+
+def test_a_word_is_hidden_where_it_is_a_place(tmp_path):
+    with pseudonyms(tmp_path / "names.json") as names:
+        for place in ("anna", "data", "Li", "Smith Anna", "study/jones"):
+            names.know_place(Path(place))
+        text = "anna: drawn by hanna, not Li, in anna/images, data/case_1 of the data set, Smith Anna, study/jones"
+        file = names.of("file", "case_1")
+        wanted = f"DATA: drawn by hanna, not DATA, in DATA/images, DATA/{file} of the data set, DATA, DATA"
+        assert names.clean(text) == wanted
+        written = names.clean_paths("data: anna\nlabels: anna/labels, Smith Anna")
+        assert written == "data: anna\nlabels: DATA/labels, DATA"
 
 
 @pytest.mark.parametrize("planted", ["png"], indirect=True)
