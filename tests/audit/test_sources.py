@@ -340,6 +340,12 @@ def test_one_array_that_fits_only_so_gets_the_hint(tmp_path: Path) -> None:
         probs(case, read_mask(case, probs.dataset)[2])
 
 
+def test_arrays_that_nnunet_1_has_cropped_are_told_as_such(tmp_path: Path, probs: np.ndarray) -> None:
+    (tmp_path / "a.pkl").touch()
+    with pytest.raises(DataError, match="nnU-Net 1 keeps them cropped"):
+        read(tmp_path, probs[:, 1:])
+
+
 @pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
 def test_mirrored_arrays_are_refused(tmp_path: Path, axes: tuple[int, ...]) -> None:
     def write(path: Path, probs: np.ndarray, _: np.ndarray) -> None:
