@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +326,15 @@ def test_the_audit_lists_no_finding_that_most_masks_share(tmp_path):
     }
     assert "so in 100 % of the masks" in findings["00"]["extra part"]["text"]
     assert findings["00"]["extra part"]["severity"] < 0.1
+    text = Path(answer["report"]).read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script[^>]*id="data"[^>]*>(.*?)</script>', text, re.DOTALL)
+    told = {
+        one["case"]: {found["check"]: found["usual"] for found in one["findings"]}
+        for one in json.loads(data)["records"]
+    }
+    assert told["00"]["extra part"]
+    assert told["03"]["extra part"]
+    assert not told["03"]["holes"]
     listed = {row["case"]: row["structure"] for row in csv.DictReader((tmp_path / "out/audit.csv").open())}
     assert listed.pop("03") == "holes"
     assert set(listed.values()) == {""}
