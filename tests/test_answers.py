@@ -128,6 +128,27 @@ def test_worst_cases_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", screen)
-    print_rich(worst_table([record]))
+    print_rich(worst_table([record]), narrow=worst_table([record], brief=True))
     assert "…" not in screen.getvalue()
     assert joined(screen.getvalue(), 1) == LONG
+
+
+def test_nothing_but_a_long_name_is_broken_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kinds and places of an ordinary case stand in one piece."""
+    record: dict[str, Any] = {"case": "hippocampus_144", "flawed": 0.9, "quality": 0.5, "quality_low": 0.4}
+    record |= {
+        "quality_high": 0.6,
+        "wrong_voxels": 1234,
+        "kind": "wrong slice range",
+        "worst": (104, 35, 112),
+    }
+    monkeypatch.setenv("TERM", "xterm")
+    for columns in (80, 120):
+        screen = Terminal()
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "stdout", screen)
+        print_rich(worst_table([record]), narrow=worst_table([record], brief=True))
+        (row,) = [line for line in screen.getvalue().splitlines() if "hippocampus_144" in line]
+        assert "wrong slice range" in row
+        assert "104, 35, 112" in row
+        assert ("0.40 to 0.60" in row) == (columns == 120)

@@ -300,7 +300,11 @@ def audit(
     if sys.stderr.isatty():
         from maskmend.audit.overview import worst_table
 
-        print_rich(worst_table(answer["records"], not answer["facts"].get("warning")), stderr=True)
+        whole, narrow = (
+            worst_table(answer["records"], not answer["facts"].get("warning"), brief=brief)
+            for brief in (False, True)
+        )
+        print_rich(whole, narrow=narrow, stderr=True)
     print_json(answer) if as_json else print(answer["report"] or answer["table"])
 
 

@@ -242,9 +242,10 @@ class AuditConfig(Section):
         le=50,
         description="Models that share the cases, so that each judges what it has not seen.",
     )
-    axes: Literal["auto", "zyx", "xyz"] = Field(
+    axes: Literal["auto", "zyx", "xyz", "ras"] = Field(
         default="auto",
-        description="How arrays of --probs lie: zyx slowest axis first (nnU-Net), xyz as nibabel and MONAI give them.",
+        description="How arrays of --probs lie: zyx slowest axis first (nnU-Net), xyz as nibabel and MONAI give them, "
+        "ras as nnU-Net's NibabelIOWithReorient turns volumes.",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Decides the errors made on purpose.")
     keep_probs: bool = Field(
@@ -403,7 +404,7 @@ def _fault(
     if item["type"] == "value_error":
         what += f" ({reason})"
     default = f"; default {as_text(part['default'])}" if "default" in part else ""
-    return UsageError(what, at, f"{part.get('description', '')}{default}".strip("; "))
+    return UsageError(what, at, f"{part.get('description', '').removesuffix('.')}{default}".strip("; "))
 
 
 def _unknown_key(key: str, parts: Mapping[str, Any], where: str | None) -> UsageError:

@@ -278,3 +278,12 @@ VOLUME = (30, 25, 40)
 def test_what_lies_in_slices_of_its_own(given: Any, truth: Any, kind: str) -> None:
     opinion = opinion_of(masks(*given, shape=VOLUME), masks(*truth, shape=VOLUME))
     assert case_kind(opinion, opinion.look.decided)[0] == kind
+
+
+@pytest.mark.parametrize(("thick", "kind"), [(0, "wrong slice range"), (1, "under-drawn")])
+def test_thick_slices_tell_along_which_axis_they_were_drawn(thick: int, kind: str) -> None:
+    """The other half of an organ left out is in no slices of its own then."""
+    spacing_mm = tuple(6.0 if axis == thick else 0.5 for axis in range(3))
+    half, organ = masks((1, (HEAD, *ORGAN[1:])), shape=VOLUME), masks((1, ORGAN), shape=VOLUME)
+    opinion = opinion_of(half, organ, spacing=spacing_mm)
+    assert case_kind(opinion, opinion.look.decided)[0] == kind

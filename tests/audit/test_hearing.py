@@ -145,6 +145,19 @@ def test_what_no_outline_shows_is_not_a_matter_of_the_outline() -> None:
     assert not _of_the_outline(more, whole, 2)
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+def test_a_hole_that_is_drawn_over_is_not_a_matter_of_the_outline(axis: int | None) -> None:
+    """As of a ring, or of a tube along any axis: the outline around it is as good as before."""
+    far = np.hypot(*np.mgrid[-20:21, -20:21])
+    ring, disc, wide = (far < 14) & (far > 8), far < 14, (far < 16) & (far > 8)
+    if axis is not None:
+        ring, disc, wide = (np.stack([one] * 7, axis) for one in (ring, disc, wide))
+    ring, disc, wide = (one.astype(np.uint8) for one in (ring, disc, wide))
+    assert not _of_the_outline(disc, ring, 2)
+    assert not _of_the_outline(ring, disc, 2)
+    assert _of_the_outline(wide, ring, 2)
+
+
 def test_what_is_not_known_stays(witness: ImageWitness) -> None:
     image, truth = scene(12)
     valid = np.ones(truth.shape, bool)

@@ -170,6 +170,7 @@ def test_what_was_learnt_is_read_as_it_was_written(
         None,
         "f00d",
         True,
+        "ras",
         False,
         True,
         labels,
@@ -453,3 +454,21 @@ def test_folds_and_runs_judge_new_masks(tmp_path: Path, monkeypatch: pytest.Monk
     again = train(data, tmp_path / "trained", QUICK.model_copy(update={"train": seeded})).folder
     with pytest.raises(UsageError, match="another model than"):
         audit(more, tmp_path / "misled", QUICK, like=tmp_path / "other", run=again)
+
+
+def test_how_arrays_lay_is_remembered(learnt: Path, tmp_path: Path) -> None:
+    """One new case cannot tell."""
+    told = replace(Learnt.read(learnt / LEARNT), axes="xyz")
+    earlier = tmp_path / "earlier"
+    shutil.copytree(learnt, earlier)
+    told.write(earlier / LEARNT)
+    batch = discs(tmp_path / "batch", seed=5, count=12)
+    for file in (batch / "probs").iterdir():
+        array = np.load(file)["probabilities"]
+        np.savez(file, probabilities=array.transpose(0, 2, 1))
+    straight = audit(batch, tmp_path / "straight", probs=batch / "probs", like=earlier)
+    turned = audit(
+        batch, tmp_path / "zyx", load(None, ["audit.axes=zyx"]), probs=batch / "probs", like=earlier
+    )
+    quality = [np.mean([one["quality"] for one in answer["records"]]) for answer in (straight, turned)]
+    assert quality[0] > quality[1] + 0.02

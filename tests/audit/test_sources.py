@@ -227,3 +227,192 @@ def test_bad_models_and_swapped_masks_are_no_other_order(
     tmp_path: Path, classes: int, model: str, wrong: int
 ) -> None:
     _rows(tmp_path, classes, order=range(classes), model=model, wrong=wrong if classes > 2 else 0)
+
+
+# ---- in which direction they lie -----------------------------------------------------------------------------
+
+
+LPS = np.array([[-1.0, 0, 0, 40], [0, -2, 0, 50], [0, 0, 3, 7], [0, 0, 0, 1]])
+
+
+def _ball(number: int) -> np.ndarray:
+    """A mask (x, y, z) whose middle is nowhere near that of the volume."""
+    at = np.stack(np.meshgrid(*(np.arange(size) for size in (18, 16, 12)), indexing="ij"), -1)
+    ball: np.ndarray = ((at - [5 + number % 2, 5, 4]) ** 2).sum(-1) < 9
+    return ball
+
+
+def _volumes(folder: Path, affines: Sequence[np.ndarray], write: Callable[..., object]) -> ProbsFolder:
+    """Cases on these grids; `write` makes the file of (K, x, y, z) for a case."""
+    for name in ("labels", "probs"):
+        (folder / name).mkdir(parents=True)
+    cases = []
+    for number, affine in enumerate(affines):
+        truth = _ball(number)
+        path = folder / "labels" / f"{number:02d}.nii.gz"
+        nib.save(nib.Nifti1Image(truth.astype(np.uint8), affine), path)
+        likely = (0.05 + 0.9 * truth).astype(np.float32)
+        write(folder / "probs" / f"{number:02d}", np.stack([1 - likely, likely]), affine)
+        cases.append(Case(f"{number:02d}", (), path))
+    return ProbsFolder(folder, Dataset(folder, "folders", tuple(cases), labels={"background": 0, "one": 1}))
+
+
+def _right(probs: ProbsFolder) -> list[bool]:
+    found = []
+    for case in probs.dataset.cases:
+        label = read_mask(case, probs.dataset)[2]
+        found.append(bool(((probs(case, label)[1] > 0.5) == (label > 0)).all()))
+    return found
+
+
+def _turned_volume(path: Path, probs: np.ndarray, affine: np.ndarray) -> None:
+    """As MONAI writes what it has turned: with a header that says so."""
+    image = nib.as_closest_canonical(nib.Nifti1Image(np.moveaxis(probs, 0, -1), affine))
+    nib.save(image, f"{path}.nii.gz")
+
+
+@pytest.mark.parametrize("affine", [LPS, LPS[:, [1, 2, 0, 3]], np.diag([-1.0, -1, 1, 1])])
+def test_volumes_lie_as_their_header_says(tmp_path: Path, affine: np.ndarray) -> None:
+    """Turned or with the axes in another order, as long as it is the same grid. They had been taken by index."""
+    probs = _volumes(tmp_path, [affine] * 3, _turned_volume)
+    probs.check(probs.dataset.cases)
+    assert all(_right(probs))
+
+
+@pytest.mark.parametrize("affine", [LPS, np.diag([-1.0, -1, 1, 1])])
+def test_a_header_that_says_nothing_is_not_believed(tmp_path: Path, affine: np.ndarray) -> None:
+    def write(path: Path, probs: np.ndarray, _: np.ndarray) -> None:
+        nib.save(nib.Nifti1Image(np.moveaxis(probs, 0, -1), np.eye(4)), f"{path}.nii.gz")
+
+    probs = _volumes(tmp_path, [affine] * 3, write)
+    probs.check(probs.dataset.cases)
+    assert all(_right(probs))
+
+
+def test_a_volume_that_lies_elsewhere_is_refused(tmp_path: Path) -> None:
+    def write(path: Path, probs: np.ndarray, affine: np.ndarray) -> None:
+        moved = affine.copy()
+        moved[0, 3] += 5
+        nib.save(nib.Nifti1Image(np.moveaxis(probs, 0, -1), moved), f"{path}.nii.gz")
+
+    with pytest.raises(DataError, match="lies 5 mm from the mask"):
+        _volumes(tmp_path, [LPS] * 3, write).check(
+            _volumes(tmp_path / "again", [LPS] * 3, write).dataset.cases
+        )
+
+
+def _as_ras(path: Path, probs: np.ndarray, affine: np.ndarray) -> None:
+    """As nnU-Net's NibabelIOWithReorient."""
+    image = nib.as_closest_canonical(nib.Nifti1Image(np.moveaxis(probs, 0, -1), affine))
+    np.savez(path, probabilities=np.asarray(image.dataobj).transpose(3, 2, 1, 0))
+
+
+@pytest.mark.parametrize("share", [6, 3])
+def test_arrays_that_run_ras_are_refused_and_read(tmp_path: Path, share: int) -> None:
+    """Also where only some of the volumes do not run RAS themselves."""
+    affines = [LPS if number % 6 < share else np.diag([1.0, 2, 3, 1]) for number in range(12)]
+    probs = _volumes(tmp_path, affines, _as_ras)
+    with pytest.raises(DataError, match="turned to run RAS") as refused:
+        probs.check(probs.dataset.cases)
+    assert "audit.axes=ras" in str(refused.value)
+    so = ProbsFolder(tmp_path, probs.dataset, "ras")
+    so.check(so.dataset.cases)
+    assert all(_right(so))
+
+
+@pytest.mark.parametrize("order", [[2, 1, 0, 3], [1, 2, 0, 3]])
+def test_arrays_that_run_ras_have_another_shape(tmp_path: Path, order: list[int]) -> None:
+    """And are not taken for axes that come in reverse order."""
+    probs = _volumes(tmp_path, [LPS[:, order]] * 6, _as_ras)
+    with pytest.raises(DataError, match="turned to run RAS"):
+        probs.check(probs.dataset.cases)
+    so = ProbsFolder(tmp_path, probs.dataset, "ras")
+    so.check(so.dataset.cases)
+    assert all(_right(so))
+
+
+def test_one_array_that_fits_only_so_gets_the_hint(tmp_path: Path) -> None:
+    """Fewer than five tell nothing by how they agree."""
+    probs = _volumes(tmp_path, [LPS[:, [1, 2, 0, 3]]], _as_ras)
+    probs.check(probs.dataset.cases)
+    case = probs.dataset.cases[0]
+    with pytest.raises(DataError, match=r"turned to run RAS, as by .* audit\.axes=ras"):
+        probs(case, read_mask(case, probs.dataset)[2])
+
+
+def test_arrays_that_nnunet_1_has_cropped_are_told_as_such(tmp_path: Path, probs: np.ndarray) -> None:
+    (tmp_path / "a.pkl").touch()
+    with pytest.raises(DataError, match="nnU-Net 1 keeps them cropped"):
+        read(tmp_path, probs[:, 1:])
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
+def test_mirrored_arrays_are_refused(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    def write(path: Path, probs: np.ndarray, _: np.ndarray) -> None:
+        np.save(f"{path}.npy", np.flip(probs.transpose(0, 3, 2, 1), [1 + axis for axis in axes]))
+
+    probs = _volumes(tmp_path, [np.diag([1.0, 2, 3, 1])] * 8, write)
+    named = " and ".join(map(str, axes))
+    with pytest.raises(DataError, match=f"mirrored along axis {named} "):
+        probs.check(probs.dataset.cases)
+    ProbsFolder(tmp_path, probs.dataset, "zyx").check(probs.dataset.cases)  # who says so is believed
+
+
+@pytest.mark.parametrize("mirrored", [1, 4])
+def test_mirrored_masks_are_no_mirrored_arrays(tmp_path: Path, mirrored: int) -> None:
+    """They are what the audit is to find."""
+
+    def write(path: Path, probs: np.ndarray, _: np.ndarray) -> None:
+        probs = probs[:, ::-1] if int(path.name) < mirrored else probs
+        np.save(f"{path}.npy", probs.transpose(0, 3, 2, 1))
+
+    probs = _volumes(tmp_path, [np.diag([1.0, 2, 3, 1])] * 8, write)
+    probs.check(probs.dataset.cases)
+
+
+# ---- how MONAI names and fills files --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["a/a_trans", "a_trans", "a/a", "a_0000_trans", "a_0000/a_0000_trans", "a_0000"]
+)
+def test_names_of_monai(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.npy"
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, np.full((2, *SHAPE), 0.5, np.float32))
+    case = Case("a", (tmp_path / "a_0000.png",))
+    dataset = Dataset(tmp_path, "folders", (case,), labels={"background": 0, "one": 1})
+    assert ProbsFolder(tmp_path, dataset).files_of("a") == [path]
+
+
+def test_pickles_are_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").touch()
+    dataset = Dataset(tmp_path, "folders", (CASE,), labels={"background": 0, "one": 1})
+    with pytest.raises(DataError, match=r"pickles .* are never loaded"):
+        ProbsFolder(tmp_path, dataset).check([CASE])
+
+
+def _nifti(folder: Path, array: np.ndarray) -> np.ndarray:
+    nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4)), folder / "a.nii.gz")
+    dataset = Dataset(folder, "folders", (CASE,), labels={"background": 0, "one": 1, "two": 2})
+    return ProbsFolder(folder, dataset)(CASE, np.zeros((4, 5, 6), np.uint8))
+
+
+def test_a_volume_may_leave_out_the_background(tmp_path: Path) -> None:
+    """As arrays may."""
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (6, 5, 4))
+    assert np.allclose(_nifti(tmp_path, probs[..., 1:]), probs.transpose(3, 2, 1, 0), atol=1e-6)
+
+
+def test_a_volume_with_its_classes_first_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="classes on the first of the axes 3 x 6 x 5 x 4"):
+        _nifti(tmp_path, np.full((3, 6, 5, 4), 1 / 3))
+
+
+def test_regions_and_sigmoids_without_a_background_are_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 channels without a background that add up to 2: regions"):
+        _nifti(tmp_path, np.ones((6, 5, 4, 2)))
+
+
+def test_a_batch_of_one(tmp_path: Path, probs: np.ndarray) -> None:
+    assert np.array_equal(read(tmp_path, probs[None]), probs.astype(np.float32))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
+from tests.test_fanout import discs
 
 from maskmend.audit.outline import outline_roughness
 from maskmend.audit.pieces import blank_border
 from maskmend.audit.record import StructureFinding
+from maskmend.audit.run import audit
 from maskmend.audit.structure import (
     StructureCheck,
     against_data_set,
@@ -335,3 +341,33 @@ def test_an_end_where_nobody_annotated_further_is_not_blunt():
     label[20:] = 255
     ends = [one for one in structure_findings(label, (1.0,) * 3, CLASSES) if one.check == "blunt end"]
     assert [one.centre[0] for one in ends if one.centre and "axis 0" in one.text] == [6]
+
+
+def test_the_audit_lists_no_finding_that_most_masks_share(tmp_path):
+    """Objects in several parts are the way of these data; a hole in one is not."""
+    folder = discs(tmp_path / "data", count=12)
+    for number, file in enumerate(sorted((folder / "labels").iterdir())):
+        mask = np.array(Image.open(file))
+        mask[1:6, 1:6] = 1
+        if number == 3:
+            row, column = np.argwhere(mask[8:, 8:]).mean(0).astype(int) + 8
+            mask[row : row + 2, column : column + 2] = 0
+        Image.fromarray(mask).save(file)
+    answer = audit(folder, tmp_path / "out", probs=folder / "probs")
+    findings = {
+        one["case"]: {found["check"]: found for found in one["structure"]} for one in answer["records"]
+    }
+    assert "so in 100 % of the masks" in findings["00"]["extra part"]["text"]
+    assert findings["00"]["extra part"]["severity"] < 0.1
+    text = Path(answer["report"]).read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script[^>]*id="data"[^>]*>(.*?)</script>', text, re.DOTALL)
+    told = {
+        one["case"]: {found["check"]: found["usual"] for found in one["findings"]}
+        for one in json.loads(data)["records"]
+    }
+    assert told["00"]["extra part"]
+    assert told["03"]["extra part"]
+    assert not told["03"]["holes"]
+    listed = {row["case"]: row["structure"] for row in csv.DictReader((tmp_path / "out/audit.csv").open())}
+    assert listed.pop("03") == "holes"
+    assert set(listed.values()) == {""}

@@ -162,6 +162,23 @@ def test_region_classes_are_refused(tmp_path: Path) -> None:
         find_cases(tmp_path)
 
 
+@pytest.mark.parametrize("by", ["caller", "side file"])
+def test_what_is_said_of_regions_helps(tmp_path: Path, by: str) -> None:
+    """Classes named elsewhere count, and the ignore value of the file still does."""
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "imagesTr/a_0000.png").touch()
+    (tmp_path / "labelsTr/a.png").touch()
+    regions = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": regions, "regions_class_order": [1, 2]}))
+    classes = {"rim": 1, "core": 2}
+    if by == "side file":
+        (tmp_path / "maskmend.json").write_text(json.dumps({"labels": classes}))
+    dataset = find_cases(tmp_path, labels=classes if by == "caller" else None)
+    assert dict(dataset.labels) == {"background": 0, "rim": 1, "core": 2}
+    assert dataset.ignore == 3
+
+
 def test_misspelt_choices(tmp_path: Path) -> None:
     pairs(tmp_path, "a", "b")
     pairs(tmp_path / "x", "a", "b")

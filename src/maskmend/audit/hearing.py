@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from maskmend.audit.estimate import Opinion, mask_dice, mean_dice
-from maskmend.audit.kinds import in_slices_apart, parts_apart
+from maskmend.audit.kinds import holes_apart, in_slices_apart, parts_apart
 from maskmend.audit.look import Look
 from maskmend.audit.mending import Outlined
 from maskmend.audit.outlines import HARDLY, ImageWitness
@@ -176,13 +176,15 @@ def _beyond_images(look: Look) -> bool:
 def _of_the_outline(given: np.ndarray, suggested: np.ndarray, classes: int) -> bool:
     """Whether two masks differ by the outline of the foreground, and not by what is drawn or as what.
 
-    An object or slices that one of them lacks show in no outline that is drawn.
+    An object, slices or a hole that one of them lacks show in no outline that is drawn.
     """
     changed, outside = _differing(given, suggested)
     if outside <= SAME * changed or float(np.nanmin(mask_dice(given, suggested, classes))) <= SAME:
         return False
     first, second = given > 0, suggested > 0
     apart = int(np.count_nonzero(parts_apart(first, second) | parts_apart(second, first)))
+    if apart <= SAME * changed:
+        apart = int(np.count_nonzero(holes_apart(first, second) | holes_apart(second, first)))
     return max(apart, in_slices_apart(first, second, given != suggested)) <= SAME * changed
 
 

@@ -20,7 +20,7 @@ from maskmend.audit.outlines import ImageWitness
 from maskmend.audit.record import CaseRecord, ClassRecord, Kind
 from maskmend.audit.selfcheck import SelfCheck
 from maskmend.audit.shape import outline, surface
-from maskmend.audit.structure import structure_findings
+from maskmend.audit.structure import structure_findings, usual
 from maskmend.boxes import bounding_box
 from maskmend.data.case import Case, Dataset, Geometry
 from maskmend.data.images import label_suffix, read_case, suffix_of, write_image, write_label
@@ -284,7 +284,8 @@ def table_rows(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
             )
         }  # fmt: skip
         row["worst"] = " ".join(map(str, record.worst or ()))
-        row["structure"] = "; ".join(finding.check for finding in record.structure)
+        odd = (finding.check for finding in record.structure if not usual(finding))
+        row["structure"] = "; ".join(dict.fromkeys(odd))
         for one in record.classes:
             row[f"dice {one.name}"] = one.estimated_dice
             row[f"dice_low {one.name}"], row[f"dice_high {one.name}"] = one.dice_low, one.dice_high

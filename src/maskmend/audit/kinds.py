@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,6 +21,7 @@ ONE_WAY = 0.55  # of the wrong voxels: (too much - too little) / both
 APART = 0.15  # of a part may be shared with the other mask for it to be a part of its own
 LEAST_PART = 4  # voxels
 ENCLOSED = 0.5  # of the voxels around a part that another class must have for the part to lie within it
+THICK = 2.0  # times the other sides of a voxel, from which it is known along which axis slices were drawn
 MOVED = 0.3  # of the difference that a shift must take away
 
 
@@ -176,7 +177,7 @@ def _kind(mass: Masses, drawn: np.ndarray, target: np.ndarray, look: Look) -> tu
     best = max(shares, key=lambda kind: shares[kind])
     if shares[best] > MAIN:  # first: an object by itself has its slices for itself
         return best, shares[best]
-    if (ends := in_slices_apart(drawn, target, mass.extra + mass.missing) / total) > MAIN:
+    if (ends := in_slices_apart(drawn, target, mass.extra + mass.missing, look.spacing_mm) / total) > MAIN:
         return "wrong slice range", ends
     one_way = float(mass.extra.sum() - mass.missing.sum()) / total
     moved = _explained_by_shift(drawn, target)
@@ -228,12 +229,32 @@ def worst_place(opinion: Opinion) -> tuple[int, ...] | None:
     return tuple(int(a + one.start) for a, one in zip(at, opinion.look.box, strict=True))
 
 
-def in_slices_apart(drawn: np.ndarray, target: np.ndarray, wrong: np.ndarray) -> float:
-    """How much of `wrong` (*B) lies in slices where only one of two masks (*B) has anything, two or more; 3-D only."""
+def holes_apart(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The holes of a mask (*B) bool, in volumes those of its slices, over which the other (*B) bool is drawn."""
+    filled = mask.copy()
+    for axis in range(mask.ndim if mask.ndim == 3 else 1):
+        cross = ndimage.generate_binary_structure(mask.ndim, 1)
+        if mask.ndim == 3:
+            cross[tuple(np.arange(3) != 1 if one == axis else slice(None) for one in range(3))] = False
+        filled |= ndimage.binary_fill_holes(mask, cross)
+    return parts_apart(filled & ~mask, ~other)
+
+
+def in_slices_apart(
+    drawn: np.ndarray, target: np.ndarray, wrong: np.ndarray, spacing_mm: Sequence[float] | None = None
+) -> float:
+    """How much of `wrong` (*B) lies in slices where only one of two masks (*B) has anything, two or more; 3-D only.
+
+    Along any axis; with the spacing only along that of thick slices, where there is one.
+    """
     if drawn.ndim < 3 or not drawn.any() or not target.any():
         return 0.0
-    most = 0.0
+    most, thick = 0.0, None
+    if spacing_mm is not None and max(spacing_mm) > THICK * sorted(spacing_mm)[-2]:
+        thick = int(np.argmax(spacing_mm))
     for axis in range(drawn.ndim):
+        if thick not in (None, axis):
+            continue
         axes = tuple(a for a in range(drawn.ndim) if a != axis)
         alone = drawn.any(axis=axes) != target.any(axis=axes)
         if alone.sum() >= 2:

@@ -36,6 +36,7 @@ from maskmend.pseudonyms import clean_paths
 LEARNT = "learnt.safetensors"
 FORMAT = "maskmend learnt 5"
 Arrays = Mapping[str, np.ndarray]
+AxesOrder = Literal["auto", "zyx", "xyz", "ras"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -47,6 +48,7 @@ class Story(BaseModel):
         source: whose probabilities these were: "folds", "run" or "files".
         place: of the run; None for others. model: `Run.digest` of it, "" for others.
         turned: arrays of files lie xyz where both ways fit, see `ProbsFolder`; None: not known.
+        axes: the setting `audit.axes` of then.
         in_sample: the run had learnt these masks.
         hidden: cases go by pseudonyms (`--phi-safe`).
         labels: class name to file value, background first.
@@ -65,6 +67,7 @@ class Story(BaseModel):
     place: str | None
     model: str = ""
     turned: bool | None = None
+    axes: AxesOrder = "auto"
     in_sample: bool
     hidden: bool
     labels: Annotated[dict[str, int], Field(min_length=2)]
@@ -89,7 +92,7 @@ class Learnt:
     """An audit's models and measures.
 
     Args:
-        source, place, model, turned, in_sample, hidden, labels, ndim, folds, volumes_mm3: see `Story`.
+        source, place, model, turned, axes, in_sample, hidden, labels, ndim, folds, volumes_mm3: see `Story`.
         auditor: fitted; it remembers no cases.
         check: the exam that it sat.
         outlines: of all cases, as the images show them.
@@ -100,6 +103,7 @@ class Learnt:
     place: Path | None
     model: str
     turned: bool | None
+    axes: AxesOrder
     in_sample: bool
     hidden: bool
     labels: Mapping[str, int]
@@ -145,7 +149,8 @@ class Learnt:
         ids = list(self.outlines.looks)
         story = {
             "format": FORMAT, "source": self.source, "place": str(self.place) if self.place else None,
-            "model": self.model, "turned": self.turned, "in_sample": self.in_sample, "hidden": self.hidden,
+            "model": self.model, "turned": self.turned, "axes": self.axes, "in_sample": self.in_sample,
+            "hidden": self.hidden,
             "labels": dict(self.labels), "ndim": self.ndim, "folds": dict(self.folds), "kinds": judge.kinds,
             "rate": judge.rate, "empty": judge.empty,
             "seen_in_empty": judge.seen_in_empty, "usual_overlap": auditor.usual_overlap,
@@ -224,6 +229,7 @@ class Learnt:
             place=Path(story.place) if story.place else None,
             model=story.model,
             turned=story.turned,
+            axes=story.axes,
             in_sample=story.in_sample,
             hidden=story.hidden,
             labels=story.labels,

@@ -16,6 +16,7 @@ from maskmend.audit.figures import worst_first
 from maskmend.audit.files import CaseFiles, by_id, case_files
 from maskmend.audit.page_facts import page_context
 from maskmend.audit.record import CaseRecord, ComponentRecord
+from maskmend.audit.structure import usual
 from maskmend.audit.thumbs import TOTAL_BYTES, Thumb, draw_all
 from maskmend.audit.viewers import open_commands, voxel_text
 from maskmend.data.atomic import write_text
@@ -135,7 +136,7 @@ def _row(rank: int, record: CaseRecord, files: CaseFiles, thumb: Thumb, embed: b
         ],
         "findings": [
             {"check": one.check, "name": one.name, "text": one.text, "severity": _number(one.severity),
-             "place": voxel_text(one.centre) if one.centre else ""}
+             "usual": usual(one), "place": voxel_text(one.centre) if one.centre else ""}
             for one in sorted(record.structure, key=lambda one: -one.severity)
         ],
         "commands": [(one.tool, one.command) for one in open_commands(record, files)],

@@ -195,7 +195,8 @@ def _learnt(
         place, model = job.place.resolve(), Run.open(job.place).digest()
     hidden = pseudonyms.active() is not None
     return Learnt(
-        job.source, place, model, turned, in_sample, hidden, dict(job.dataset.labels), len(job.largest),
+        job.source, place, model, turned, job.config.audit.axes, in_sample, hidden, dict(job.dataset.labels),
+        len(job.largest),
         fold_numbers(unseen), auditor, check, outlines, witness.expected,
         witness.scale if witness.odds else None, volumes,
     )  # fmt: skip
@@ -214,9 +215,10 @@ def _source(job: Job, workers: int) -> Probs:
         return Stored(judge_by_folds(dataset, job.out, job.config, job.config.audit.folds, workers))
     if job.source == "files":
         assert job.place is not None
-        folder = ProbsFolder(
-            job.place, job.dataset, job.config.audit.axes, job.like.learnt.turned if job.like else None
-        )
+        axes, learnt = job.config.audit.axes, job.like.learnt if job.like else None
+        if learnt and axes == "auto":
+            axes = learnt.axes
+        folder = ProbsFolder(job.place, job.dataset, axes, learnt.turned if learnt else None)
         folder.check(job.cases)
         return folder
     from maskmend.train.run_folder import Run
@@ -255,7 +257,7 @@ def _judged(
     job: Job, work: CaseWork, over: Mapper
 ) -> tuple[list[CaseRecord], Totals, dict[str, dict[str, float]]]:
     """Every case's record, worst first, with its files written; totals; and volumes by case and class."""
-    from maskmend.audit.structure import volume_outliers
+    from maskmend.audit.structure import against_data_set, volume_outliers
 
     totals, done = Totals(list(job.dataset.labels)), []
     with bar("judging masks", len(job.cases)) as shown:
@@ -265,10 +267,13 @@ def _judged(
             shown.update(1)
     volumes = {one.record.case: one.volumes_mm3 for one in done}
     outliers = volume_outliers({**job.like.learnt.volumes_mm3, **volumes} if job.like else volumes)
+    odd = against_data_set(
+        {one.record.case: (*one.record.structure, *outliers.get(one.record.case, ())) for one in done}
+    )
     others = elsewhere([one.trace for one in done])
     records = [
         _told_apart(
-            replace(one.record, structure=(*one.record.structure, *outliers.get(one.record.case, ()))),
+            replace(one.record, structure=tuple(odd[one.record.case])),
             one.flipped,
             *others.get(one.record.case, ("", 0.0)),
         )

@@ -25,6 +25,9 @@ ENOUGH_CASES = 10
 SHARED = (0.25, 0.6)
 """Share of the masks with a finding up to which it counts in full, and from which it hardly counts."""
 
+HARDLY = 0.1
+"""Severity below which only what most masks share can come."""
+
 ALWAYS_ODD = (
     "gap between slices",
     "specks",
@@ -215,6 +218,11 @@ def against_data_set(
     counts = Counter(key for found in findings.values() for key in {(one.check, one.name) for one in found})
     shares = {key: count / len(findings) for key, count in counts.items()}
     return {case: _sorted(_weighed(one, shares) for one in found) for case, found in findings.items()}
+
+
+def usual(finding: StructureFinding) -> bool:
+    """Whether most masks of the data set have the like, as `against_data_set` has found."""
+    return finding.severity < HARDLY
 
 
 def _sorted(findings: Iterable[StructureFinding]) -> list[StructureFinding]:

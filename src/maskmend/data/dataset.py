@@ -69,7 +69,7 @@ def find_cases(
     folder = root if root.is_dir() else root.parent
     side = load_side(folder)
     channels = tuple(channels or side.channels or ())
-    found = _searched(root, kind, len(channels) or None)
+    found = _searched(root, kind, len(channels) or None, overridden=bool(labels or side.labels))
     if not found.cases:
         raise _nothing(path, "holds no cases")
     cases = _completed(found.cases, side, root)
@@ -158,7 +158,7 @@ def _holds_pairs(root: Path) -> bool:
     )
 
 
-def _searched(root: Path, kind: str, channels: int | None) -> Found:
+def _searched(root: Path, kind: str, channels: int | None, *, overridden: bool) -> Found:
     if root.is_file() and kind == "folders":
         stem, file = next((s, f) for s, f in image_files(root.parent).items() if f.name == root.name)
         return Found((Case(stem, (file,)),))
@@ -167,7 +167,7 @@ def _searched(root: Path, kind: str, channels: int | None) -> Found:
             raise UsageError("holds no CSV file with an image column", root, _EXPECTED)
         return find_csv(root)
     finder = {"folders": find_folders, "nnunet": find_nnunet, "msd": find_msd}[kind]
-    return finder(root, channels)
+    return finder(root, channels, overridden=overridden)
 
 
 def _completed(cases: Iterable[Case], side: SideFile, root: Path) -> list[Case]:

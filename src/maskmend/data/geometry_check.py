@@ -50,10 +50,11 @@ def lost_header(image: Geometry, label: Geometry) -> bool:
     """
     if image.affine is None or label.affine is None or image.shape != label.shape:
         return False
-    return _bare(label.affine) and not _bare(image.affine)
+    return bare(label.affine) and not bare(image.affine)
 
 
-def _bare(affine: np.ndarray) -> bool:
+def bare(affine: np.ndarray) -> bool:
+    """True of what programs write that know no space: voxels of 1 mm from the origin on, along the axes."""
     off_diagonal = affine[:3, :3] - np.diag(np.diag(affine[:3, :3]))
     return not affine[:3, 3].any() and not off_diagonal.any() and np.allclose(np.abs(np.diag(affine)[:3]), 1)
 

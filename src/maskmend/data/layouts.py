@@ -75,7 +75,7 @@ def _folder(root: Path, names: tuple[str, ...]) -> Path | None:
 # ---- two folders --------------------------------------------------------------------------------
 
 
-def find_folders(root: Path, channels: int | None) -> Found:
+def find_folders(root: Path, channels: int | None, *, overridden: bool = False) -> Found:
     """`images/` and `labels/` with equal stems; each `labels_NAME/` is a rater. Or images alone."""
     parts = [
         _two_folders(part, "test" if part.name == "test" and part != root else "train", channels)
@@ -86,7 +86,7 @@ def find_folders(root: Path, channels: int | None) -> Found:
     declared: dict[str, Any] = {}
     if (root / DATASET_NAME).is_file():
         content = load_json(root / DATASET_NAME)
-        labels, ignore = declared_labels(content, root / DATASET_NAME)
+        labels, ignore = declared_labels(content, root / DATASET_NAME, overridden=overridden)
         declared = {"labels": labels, "ignore": ignore, "channels": declared_channels(content)}
     return Found(cases, orphans=orphans, **declared)
 
@@ -142,11 +142,11 @@ def _labels_alone(labels: Path | None, raters: Mapping[str, Path], split: str) -
 # ---- nnU-Net ------------------------------------------------------------------------------------
 
 
-def find_nnunet(root: Path, channels: int | None) -> Found:
+def find_nnunet(root: Path, channels: int | None, *, overridden: bool = False) -> Found:
     """nnU-Net raw: imagesTr/ID_0000.EXT, labelsTr/ID.EXT, the same with Ts for test cases, dataset.json."""
     path = root / DATASET_NAME
     content = load_json(path) if path.is_file() else {}
-    labels, ignore = declared_labels(content, path)
+    labels, ignore = declared_labels(content, path, overridden=overridden)
     names = declared_channels(content)
     parts = [_nnunet_part(root, "Tr", "train", channels or len(names) or None)]
     if (root / "imagesTs").is_dir():
@@ -167,11 +167,11 @@ def _nnunet_part(root: Path, ending: str, split: str, channels: int | None) -> F
 # ---- Decathlon ----------------------------------------------------------------------------------
 
 
-def find_msd(root: Path, channels: int | None) -> Found:
+def find_msd(root: Path, channels: int | None, *, overridden: bool = False) -> Found:
     """The Decathlon: dataset.json lists training pairs and test images."""
     path = root / DATASET_NAME
     content = load_json(path)
-    labels, ignore = declared_labels(content, path)
+    labels, ignore = declared_labels(content, path, overridden=overridden)
     listed = {key: content.get(key) or [] for key in ("training", "test")}
     for key, entries in listed.items():
         if not isinstance(entries, list):

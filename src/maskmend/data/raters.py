@@ -65,7 +65,7 @@ def chosen_raters(known: Sequence[str], wanted: Sequence[str], where: object = N
         )
         remedy = (
             "put each rater's masks in labels_NAME/ or list the folders in maskmend.json (docs/data.md), "
-            "or choose a method that learns from one label"
+            "or train with a method that learns from one label"
         )
         raise UsageError(fact, where, remedy)
     return names

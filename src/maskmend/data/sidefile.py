@@ -90,8 +90,15 @@ def load_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def declared_labels(content: Mapping[str, Any], path: Path) -> tuple[dict[str, int], int | None]:
+def declared_labels(
+    content: Mapping[str, Any], path: Path, *, overridden: bool = False
+) -> tuple[dict[str, int], int | None]:
     """Classes and ignore value of a `dataset.json`; both {"liver": 1} and the older {"1": "liver"} are read.
+
+    Args:
+        content: of the file.
+        path: of it.
+        overridden: others say what the values mean, so that regions do no harm.
 
     Raises:
         DataError: region-based classes (several values under one name), which maskmend does not learn.
@@ -101,8 +108,10 @@ def declared_labels(content: Mapping[str, Any], path: Path) -> tuple[dict[str, i
     if not isinstance(given, dict):
         raise DataError(f'"labels" is {_short(given)}', path, 'e.g. {"background": 0, "liver": 1}')
     for key, value in given.items():
+        if isinstance(value, list) and overridden:
+            continue
         if isinstance(value, list):
-            remedy = f"give one value per class in {SIDE_NAME} or data.labels="
+            remedy = f"give one value per class, as the masks have them, in {SIDE_NAME} or data.labels="
             raise DataError(f"the class {key!r} is a region of several values {_short(value)}", path, remedy)
         name, number = (value, key) if isinstance(value, str) and _is_whole(key) else (key, value)
         if not _is_whole(number):
