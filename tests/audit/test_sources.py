@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from maskmend.audit import sources
+from maskmend.audit import prob_files
 from maskmend.audit.looks import read_mask
 from maskmend.audit.sources import ProbsFolder
 from maskmend.data.case import Case, Dataset
@@ -22,7 +22,7 @@ CASE = Case("a", ())
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrays are checked in several parts, the last one shorter."""
-    monkeypatch.setattr(sources, "AT_ONCE", 10)
+    monkeypatch.setattr(prob_files, "AT_ONCE", 10)
 
 
 @pytest.fixture

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -17,22 +13,25 @@ from maskmend import pseudonyms
 from maskmend.audit.channels import Order, agreement, disagree, other_order
 from maskmend.audit.looks import read_mask
 from maskmend.audit.placing import better, from_ras, laid, other_way, overlaps, runs_ras
+from maskmend.audit.prob_files import (
+    ARRAYS,
+    VOLUMES,
+    load,
+    miscounted,
+    probabilities,
+    refuse_overlaps,
+    volume,
+)
 from maskmend.audit.store import Store
 from maskmend.data.case import Case, Dataset, Geometry
-from maskmend.data.formats import ExtraAxes
 from maskmend.data.geometry_check import bare, corner_error_mm
-from maskmend.data.images import read_header, read_image, stem_of
-from maskmend.errors import DataError, ResourceError, UsageError
+from maskmend.data.images import read_header, stem_of
+from maskmend.errors import DataError, UsageError
 
 Probs = Callable[[Case, np.ndarray], np.ndarray]
 """Gives the probabilities (K, *S) of a case on its own grid, float32, background first; it is told the mask (*S)."""
 
-ARRAYS = (".npz", ".npy")
-VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
-KEYS = ("probabilities", "softmax", "probs", "pred", "arr_0")
 PICKLES = (".pt", ".pth", ".pkl")
-NEAR_ONE = 0.02
-AT_ONCE = 1 << 15  # voxels that are checked together
 MOST_ASKED = 40  # cases that are asked how arrays lie
 LEAST_ASKED = 5  # cases; fewer may all be wrong
 MOST_NAMED = 10  # classes
@@ -265,35 +264,11 @@ class ProbsFolder:
         """(K, *S) as the file means it, or (1, *S)."""
         labels = list(self.dataset.labels)
         if path.suffix in ARRAYS:
-            array = _load(path, labels, label.size)
+            array = load(path, labels, label.size)
         else:
-            array, own = self._volume(path, channels, label.size)
+            array, own = volume(path, channels, labels, label.size)
             array = _on_grid(array, own, grid, path) if grid else array
         return array[None] if channels == 1 and array.shape[0] != 1 else array
-
-    def _volume(self, path: Path, channels: int | None, voxels: int) -> tuple[np.ndarray, Geometry]:
-        labels = list(self.dataset.labels)
-        try:
-            return read_image(path, channels=channels or len(labels))
-        except DataError:
-            return self._other_channels(path, voxels)
-
-    def _other_channels(self, path: Path, voxels: int) -> tuple[np.ndarray, Geometry]:
-        """Of one class alone, or of all but the background."""
-        labels = list(self.dataset.labels)
-        try:
-            return read_image(path)
-        except ExtraAxes as fault:
-            axes = fault.axes
-            if prod(axes[:-1]) == voxels and axes[-1] == len(labels) - 1:
-                return read_image(path, channels=axes[-1])
-            if prod(axes[:-1]) == voxels:
-                raise _miscounted(axes[-1], axes, labels, path) from None
-            if prod(axes[1:]) == voxels and axes[0] in (len(labels), len(labels) - 1):
-                fact = f"has its classes on the first of the axes {' x '.join(map(str, axes))}"
-                remedy = "they belong on the last one: np.moveaxis(probs, 0, -1) before it is saved"
-                raise DataError(fact, path, remedy) from None
-            raise
 
     def _checked(self, probs: np.ndarray, label: np.ndarray, path: Path) -> np.ndarray:
         classes = len(self.dataset.labels)
@@ -304,11 +279,11 @@ class ProbsFolder:
         elif probs.ndim == label.ndim + 2 and len(probs) == 1:  # a batch of one
             probs = probs[0]
         if len(probs) == classes - 1:
-            _refuse_overlaps(probs, path)
+            refuse_overlaps(probs, path)
             probs = np.concatenate([np.clip(1 - probs.sum(axis=0, keepdims=True), 0, 1), probs])
         if len(probs) != classes:
-            raise _miscounted(len(probs), probs.shape, list(self.dataset.labels), path)
-        return _probabilities(probs, path)
+            raise miscounted(len(probs), probs.shape, list(self.dataset.labels), path)
+        return probabilities(probs, path)
 
     def _oriented(self, case: Case, probs: np.ndarray, path: Path, label: np.ndarray) -> np.ndarray:
         """(K, *S) as the mask lies, perhaps a view."""
@@ -411,119 +386,3 @@ def _gain(probs: np.ndarray, label: np.ndarray) -> float:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
-
-
-def _refuse_overlaps(probs: np.ndarray, path: Path) -> None:
-    """Refuse channels without a background that are no classes, of which each voxel has one."""
-    most = float(probs.sum(axis=0, dtype=np.float64).max(initial=0.0))
-    if 1 + NEAR_ONE < most <= len(probs) * (1 + NEAR_ONE):
-        fact = (
-            f"{len(probs)} channels without a background that add up to {most:.3g}: "
-            "regions, or a sigmoid for each class?"
-        )
-        remedy = (
-            "give probabilities of classes, background first: of regions within one another each less the next; "
-            "of sigmoids p / (1 - p) and 1 for the background, divided by their sum"
-        )
-        raise DataError(fact, path, remedy)
-
-
-def _miscounted(count: int, shape: Sequence[int], labels: Sequence[str], path: Path) -> DataError:
-    fact = f"{count} classes in an array of shape {tuple(shape)}, the data set has {len(labels)}"
-    where = "first" if path.suffix in ARRAYS else "on the last axis"
-    return DataError(fact, path, f"classes come {where}, in this order: {', '.join(labels)}")
-
-
-def _load(path: Path, labels: Sequence[str], voxels: int) -> np.ndarray:
-    """The array of a .npy file, or the one of a .npz archive that holds probabilities.
-
-    The array's own header is read first: Python objects (pickles) and more values than the case can have are
-    refused before anything is unpacked.
-    """
-    try:
-        if path.suffix == ".npy":
-            with path.open("rb") as file:
-                _guard(file, path, labels, voxels)
-            return np.asarray(np.load(path, allow_pickle=False))
-        with zipfile.ZipFile(path) as archive:
-            member = _member(archive, path)
-            with archive.open(member) as packed:
-                _guard(packed, path, labels, voxels)
-            with archive.open(member) as packed:
-                return np.lib.format.read_array(packed, allow_pickle=False)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-        SyntaxError,
-    ) as fault:
-        # RuntimeError: encrypted, or packed in a way that Python does not know
-        raise DataError(f"cannot be read as a NumPy array ({fault})", path) from fault
-
-
-def _member(archive: zipfile.ZipFile, path: Path) -> str:
-    """Only names that NumPy gives are looked up; nothing is ever extracted to the disk."""
-    names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    key = next((key for key in KEYS if key in names), names[0] if len(names) == 1 else None)
-    if key is None:
-        listed = ", ".join(names[:10]) or "none"
-        raise DataError(f"holds the arrays {listed}", path, f"one of them must be called {KEYS[0]}")
-    return f"{key}.npy"
-
-
-def _guard(file: IO[bytes], path: Path, labels: Sequence[str], voxels: int) -> None:
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"format {version}")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    if dtype.hasobject:
-        raise DataError(
-            "holds Python objects, which are never loaded", path, "save numbers: probs.astype('float32')"
-        )
-    if dtype.kind not in "biuf" or dtype.itemsize > 16:
-        raise DataError(f"holds {str(dtype)[:40]} values, which are no probabilities", path)
-    most_values = len(labels) * voxels
-    if prod(shape) > most_values:
-        for count in (shape[0], shape[-1]):
-            if count * voxels == prod(shape):
-                raise _miscounted(count, shape, labels, path)
-        fact = f"claims {' x '.join(map(str, shape))} values; the case has {most_values:,}"
-        raise ResourceError(fact, path, "export the probabilities on the image's own grid")
-
-
-def _probabilities(array: np.ndarray, path: Path) -> np.ndarray:
-    """An array (K, *S) of numbers as float32, or a refusal; part by part, each looked at while the cache holds it."""
-    given = np.ascontiguousarray(array).reshape(len(array), -1)
-    probs = given if given.dtype == np.float32 else np.empty(given.shape, np.float32)
-    low, high, least, most = np.inf, -np.inf, np.inf, -np.inf
-    for start in range(0, given.shape[1], AT_ONCE):
-        part = probs[:, start : start + AT_ONCE]
-        if probs is not given:
-            _copied(given[:, start : start + AT_ONCE], part)
-        total = part.sum(axis=0)
-        low, high = min(low, float(part.min())), max(high, float(part.max()))
-        least, most = min(least, float(total.min())), max(most, float(total.max()))
-        if not np.isfinite(total).all():
-            raise DataError("holds NaN or infinite values", path, "export the probabilities again")
-    if low < -1e-3 or high > 1 + NEAR_ONE:
-        fact = f"values from {low:.3g} to {high:.3g} are no probabilities"
-        raise DataError(fact, path, "logits or percentages? apply a softmax over the classes first")
-    if max(1 - least, most - 1) > NEAR_ONE:
-        fact = f"the classes' probabilities add up to {least:.3g} ... {most:.3g}, not 1"
-        raise DataError(fact, path, "give a softmax over all classes, background included")
-    return probs.reshape(array.shape)
-
-
-def _copied(source: np.ndarray, target: np.ndarray) -> None:
-    """Half precision by torch, which uses the processor's own conversion; three times faster than NumPy's."""
-    if source.dtype == np.float16 and source.flags.writeable:  # torch warns of others
-        import torch
-
-        for ours, theirs in zip(target, source, strict=True):  # so few at once that no threads are started
-            torch.from_numpy(ours).copy_(torch.from_numpy(theirs))
-    else:
-        target[...] = source
