@@ -288,7 +288,7 @@ def _learnt() -> list[bytes]:
     outlines = Outlines.of(list(cases), {"looks": values[:, :64], "scenes": values[:, 64:]})
     volumes = {case: {"organ": 30.0} for case in cases}
     learnt = Learnt(
-        "folds", None, "", None, False, False, {"background": 0, "organ": 1}, 2, {"case 1": 0}, auditor, check,
+        "folds", None, "", None, "auto", False, False, {"background": 0, "organ": 1}, 2, {"case 1": 0}, auditor, check,
         outlines, 0.5, (0.5, 0.1), volumes,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
