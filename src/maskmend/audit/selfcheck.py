@@ -277,12 +277,12 @@ def _answer(opinion: Opinion, backing: float, truth: np.ndarray, true_kind: Kind
         noise=opinion.look.each * float(opinion.noise.sum()),
         wrong=opinion.look.each * int((label != truth).sum()),
         classes=_pairs(enumerate(zip(estimated, true, strict=True), 1)),
-        parts=_pairs(pair for apart, *pair in of_parts if not apart),
-        apart=_pairs(pair for apart, *pair in of_parts if apart),
+        parts=_pairs(pair for apart, pair in of_parts if not apart),
+        apart=_pairs(pair for apart, pair in of_parts if apart),
     )
 
 
-def _pairs(found: Iterable[Sequence[Any]]) -> tuple[Pair, ...]:
+def _pairs(found: Iterable[tuple[int, tuple[float, float]]]) -> tuple[Pair, ...]:
     """Those that have both an estimated and a true Dice."""
     return tuple(
         (index, round(float(a), 4), round(float(b), 4))
@@ -293,9 +293,12 @@ def _pairs(found: Iterable[Sequence[Any]]) -> tuple[Pair, ...]:
 
 def _of_parts(
     opinion: Opinion, suggested: np.ndarray, truth: np.ndarray
-) -> Iterator[tuple[bool, int, tuple[float, float]]]:
-    """Of each class with several parts some of all sizes: whether one is doubted as a whole, index of its class,
-    estimated and true Dice."""
+) -> Iterator[tuple[bool, tuple[int, tuple[float, float]]]]:
+    """Of each class with several parts some of all sizes.
+
+    Yields:
+        Whether it is doubted as a whole; index of its class, and estimated and true Dice.
+    """
     look = opinion.look
     for index in range(1, look.classes):
         every = list(parts(look.label, suggested, index, look.spacing_mm))
@@ -303,7 +306,7 @@ def _of_parts(
             continue
         for part in every[:: -(-len(every) // PARTS) or 1]:
             true = mask_dice(part.within(look.label), part.within(truth), look.classes)[index - 1]
-            yield part.apart, index, (part.dice(opinion, suggested), true if np.isfinite(true) else 1.0)
+            yield part.apart, (index, (part.dice(opinion, suggested), true if np.isfinite(true) else 1.0))
 
 
 def _auroc(flawed: Sequence[float], sound: Sequence[float]) -> float:
