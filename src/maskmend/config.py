@@ -29,6 +29,7 @@ Millimetres = Annotated[float, Field(gt=0)]
 SpacingMm = Annotated[list[Millimetres], Field(min_length=2, max_length=3)]
 Patch = Annotated[list[Positive], Field(min_length=2, max_length=3)]
 Labels = Annotated[dict[str, int], Field(min_length=1)]
+AxesOrder = Literal["auto", "zyx", "xyz", "ras"]
 
 
 def _number_as_text(value: Any) -> Any:
@@ -242,7 +243,7 @@ class AuditConfig(Section):
         le=50,
         description="Models that share the cases, so that each judges what it has not seen.",
     )
-    axes: Literal["auto", "zyx", "xyz", "ras"] = Field(
+    axes: AxesOrder = Field(
         default="auto",
         description="How arrays of --probs lie: zyx slowest axis first (nnU-Net), xyz as nibabel and MONAI give them, "
         "ras as nnU-Net's NibabelIOWithReorient turns volumes.",

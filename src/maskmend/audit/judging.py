@@ -84,8 +84,8 @@ class CaseWork:
         look, values, valid, geometry = self.looks.with_mask(case)
         image = read_case(case, dataset, max_voxels=self.max_voxels)[0]
         heard = hear(self.auditor.judge(look), image, self.witness)
-        usual = usual_offsets(self.auditor.population.usual.offsets)
-        judged = judge_case(case, heard, values, geometry, dataset, self.check, self.out, usual)
+        usual_mm = usual_offsets(self.auditor.population.usual.offsets)
+        judged = judge_case(case, heard, values, geometry, dataset, self.check, self.out, usual_mm)
         classes, voxel = dict(dataset.labels), float(np.prod(look.spacing_mm))
         drawn = values if valid is None else np.where(valid, values.astype(np.int32), NO_CLASS)
         found = structure_findings(drawn, look.spacing_mm, classes, image)

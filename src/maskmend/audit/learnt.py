@@ -27,6 +27,7 @@ from maskmend.audit.population import Judge, Ratios, Usual, inputs_count
 from maskmend.audit.presence import Presence
 from maskmend.audit.selfcheck import Answer, SelfCheck
 from maskmend.audit.voxels import COLUMNS, VoxelJudge
+from maskmend.config import AxesOrder
 from maskmend.data.atomic import atomic_write
 from maskmend.data.case import Case
 from maskmend.errors import DataError, UsageError
@@ -36,7 +37,6 @@ from maskmend.pseudonyms import clean_paths
 LEARNT = "learnt.safetensors"
 FORMAT = "maskmend learnt 5"
 Arrays = Mapping[str, np.ndarray]
-AxesOrder = Literal["auto", "zyx", "xyz", "ras"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

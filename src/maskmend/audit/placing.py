@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskmend.audit.channels import MOST_VOXELS
 from maskmend.data.case import Geometry
 from maskmend.data.geometry_check import apart_mm, bare
 
-MOST_VOXELS = 1 << 17  # of a mask, spread over it: enough for a Dice to two digits
 LEAST_AGREED = 0.5  # mean Dice of what lies in another way than it was taken for
 GAINED = 0.05  # by which that is more than as it lies
 NEARLY_ALL = 0.9  # cases that must gain: wrong masks are the few

@@ -12,7 +12,7 @@ import numpy as np
 from maskmend import pseudonyms
 from maskmend.audit.channels import Order, agreement, disagree, other_order
 from maskmend.audit.looks import read_mask
-from maskmend.audit.placing import better, from_ras, laid, other_way, overlaps, runs_ras
+from maskmend.audit.placing import FEWEST, better, from_ras, laid, other_way, overlaps, runs_ras
 from maskmend.audit.prob_files import (
     ARRAYS,
     VOLUMES,
@@ -33,7 +33,6 @@ Probs = Callable[[Case, np.ndarray], np.ndarray]
 
 PICKLES = (".pt", ".pth", ".pkl")
 MOST_ASKED = 40  # cases that are asked how arrays lie
-LEAST_ASKED = 5  # cases; fewer may all be wrong
 MOST_NAMED = 10  # classes
 DECIDED = 8.0  # whole masks that speak for one way, from which no more are asked
 
@@ -76,6 +75,7 @@ class ProbsFolder:
         self.folder = inner if inner.is_dir() else folder
         self.dataset, self.axes, self.turned = dataset, axes, turned
         self.files = _files(self.folder, self._known())
+        self.images = {case.id: stem_of(case.images[0]) for case in dataset.cases if case.images}
 
     def _known(self) -> set[str]:
         names, ids = pseudonyms.active(), {case.id for case in self.dataset.cases}
@@ -132,7 +132,7 @@ class ProbsFolder:
             elif turned is None:
                 gain += _gain(probs, label) if fits[0] else 0
                 turned = gain > 0 if abs(gain) > DECIDED else None
-            if turned is not None and number >= LEAST_ASKED and ras.enough():
+            if turned is not None and number >= FEWEST and ras.enough():
                 found = _order_of(ways[turned], ways[not turned] if self.axes == "auto" else [])
                 if found is None:
                     break
@@ -244,8 +244,8 @@ class ProbsFolder:
 
     def _by_monai(self, case: str) -> list[Path]:
         """Under the name of the image, with MONAI's own ending, or both."""
-        images = {stem_of(one.images[0]) for one in self.dataset.cases if one.id == case and one.images}
-        names = (f"{stem}{end}" for stem in (case, *images) for end in ("_trans", ""))
+        stems = dict.fromkeys((case, self.images.get(case, case)))
+        names = (f"{stem}{end}" for stem in stems for end in ("_trans", ""))
         found = (self.files.get(f"{name}{suffix}") for name in names for suffix in (*VOLUMES, *ARRAYS))
         return [path for path in found if path is not None][:1]
 
@@ -328,7 +328,7 @@ class _Ras:
 
     def enough(self) -> bool:
         """Whether as many were asked as are needed, or as there are."""
-        return len(self.so) >= min(LEAST_ASKED, len(self.cases))
+        return len(self.so) >= min(FEWEST, len(self.cases))
 
 
 def _on_grid(array: np.ndarray, own: Geometry, grid: Geometry, path: Path) -> np.ndarray:
@@ -369,7 +369,7 @@ def _fit(probs: np.ndarray, label: np.ndarray) -> tuple[bool, bool]:
 
 def _order_of(found: Sequence[np.ndarray], other_way: Sequence[np.ndarray]) -> Order | None:
     """By the agreement of some cases; how they lie was judged by a channel, so the other way is looked at, too."""
-    if len(found) < LEAST_ASKED:
+    if len(found) < FEWEST:
         return None
     order = other_order(found)
     if order is None and len(other_way) == len(found) and disagree(found):
